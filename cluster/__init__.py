@@ -1,0 +1,1 @@
+"""What exists once per cluster: the scheduling core, the controller, the client."""

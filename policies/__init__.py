@@ -1,0 +1,1 @@
+"""Pure decisions: forecasts, orderings, admissions, evictions and the memory projection."""

@@ -1,0 +1,60 @@
+"""Requests with their forecasts as columns, so that a policy decides over arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from policies.forecast import Forecast
+from policies.request import Request
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBatch:
+    """n requests in columns of shape (n,).
+
+    Attributes:
+        prompt_tokens: Prompt lengths.
+        max_tokens: Caps on output tokens.
+        generated_tokens: Output tokens that exist already.
+        arrival_s: Arrival times in seconds.
+        mu: Location of ln X.
+        sigma: Scale of ln X.
+        lower: Lower bound on the output length; for a request that was evicted, the learned one.
+        upper: Upper bound on the output length.
+        output_tokens: True output lengths, 0 where unknown; for oracle policies only.
+    """
+
+    prompt_tokens: Ints
+    max_tokens: Ints
+    generated_tokens: Ints
+    arrival_s: Floats
+    mu: Floats
+    sigma: Floats
+    lower: Ints
+    upper: Ints
+    output_tokens: Ints
+
+    def __len__(self) -> int:
+        return len(self.prompt_tokens)
+
+    @classmethod
+    def of(cls, requests: Sequence[Request], forecasts: Sequence[Forecast]) -> RequestBatch:
+        """Columns of `requests` and their `forecasts`, in the given order."""
+        return cls(
+            prompt_tokens=np.array([r.prompt_tokens for r in requests], np.int64),
+            max_tokens=np.array([r.max_tokens for r in requests], np.int64),
+            generated_tokens=np.array([r.generated_tokens for r in requests], np.int64),
+            arrival_s=np.array([r.arrival_s for r in requests], np.float64),
+            mu=np.array([f.mu for f in forecasts], np.float64),
+            sigma=np.array([f.sigma for f in forecasts], np.float64),
+            lower=np.array([f.lower for f in forecasts], np.int64),
+            upper=np.array([f.upper for f in forecasts], np.int64),
+            output_tokens=np.array([r.output_tokens or 0 for r in requests], np.int64),
+        )

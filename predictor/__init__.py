@@ -1,0 +1,1 @@
+"""Forecasts of answer lengths and the actor that serves them."""

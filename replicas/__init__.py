@@ -1,0 +1,1 @@
+"""One replica: an engine on its accelerators, and the messages it exchanges."""

@@ -1,0 +1,159 @@
+"""The messages between clients, the controller and replicas, and what an engine must do.
+
+Control messages carry sizes and counts. Token ids and text travel only from a client to a replica
+(inside a `Generation`, by object reference when long) and from a replica to the client (`Delta`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What an engine can hold, known once it has loaded and profiled.
+
+    Attributes:
+        model: Model path or name.
+        kv_blocks: KV-cache blocks that requests can use.
+        block_size: Tokens per block.
+        max_num_seqs: Requests that can run at once.
+        max_model_len: Prompt plus output tokens one request may have.
+        kind: `vllm` or `simulated`; reports print it.
+    """
+
+    model: str
+    kv_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_model_len: int
+    kind: str = "vllm"
+
+    @property
+    def kv_tokens(self) -> int:
+        """Capacity M in tokens."""
+        return self.kv_blocks * self.block_size
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One request as an engine runs it.
+
+    Attributes:
+        request_id: Unique in the cluster; an engine runs it at most once at a time.
+        client_id: Whose outbox the deltas go to.
+        prompt: Token ids as little-endian int32 bytes (`pack_tokens` of this module), or an
+            `ObjectRef` to such bytes; a replica resolves references before its engine sees them.
+            Ends with the output tokens that exist already when the request is continued.
+        generated_tokens: How many of the last prompt tokens are earlier output.
+        sampling: Keyword arguments of `vllm.SamplingParams`.
+        attempt: Number of this dispatch of the request, from 1; stamped on every delta so that a
+            client can tell an old attempt's deltas from the current one's.
+        priority: Rank inside the engine, smaller first.
+    """
+
+    request_id: str
+    client_id: str
+    prompt: Any
+    generated_tokens: int = 0
+    sampling: dict[str, Any] = {}
+    attempt: int = 1
+    priority: int = 0
+
+
+class Delta(msgspec.Struct):
+    """New output of one request since the last delta of the same attempt.
+
+    Attributes:
+        request_id: Whose output.
+        token_ids: New output tokens.
+        text: New text.
+        finish_reason: None while running; then `stop`, `length`, `abort` or `error`.
+        error: What went wrong when `finish_reason` is `error`.
+        preemptions: Times the engine preempted the request so far in this attempt.
+        recomputed_tokens: Tokens whose KV was computed again because of that, so far.
+        energy_joules: Energy attributed to the request in this attempt; None: not measured.
+        attempt: The dispatch it belongs to.
+    """
+
+    request_id: str
+    token_ids: list[int] = []
+    text: str = ""
+    finish_reason: str | None = None
+    error: str | None = None
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    energy_joules: float | None = None
+    attempt: int = 0
+
+
+class EngineLoad(msgspec.Struct, frozen=True):
+    """What an engine says of itself after its latest step.
+
+    Attributes:
+        running: Requests in the batch.
+        waiting: Requests the engine has accepted but not started or has preempted.
+        kv_usage: Share of the KV-cache blocks in use, 0 to 1.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = 0.0
+
+
+class Engine(Protocol):
+    """One inference engine. `VllmEngine` and `SimulatedEngine` implement it.
+
+    All methods are called on one event loop. `output_ready` is set after an engine step whose
+    output should not wait (a first token, a finish, an error); outputs of other steps are
+    collected until somebody drains.
+    """
+
+    output_ready: asyncio.Event
+
+    async def start(self) -> EngineInfo:
+        """Load the model, profile memory and return what fits.
+
+        Raises:
+            EngineStartError: The engine cannot run here; the message says why and what to change.
+        """
+
+    async def submit(self, generations: Sequence[Generation]) -> None:
+        """Begin the generations. A bad one yields a `Delta` with `finish_reason='error'`."""
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """Stop the requests and free their memory; unknown ids are ignored. No delta follows."""
+
+    def drain(self) -> list[Delta]:
+        """Everything new since the last call, at most one delta per request."""
+
+    def load(self) -> EngineLoad:
+        """State after the latest step."""
+
+    def check(self) -> None:
+        """Raise `EngineDeadError` when the engine can no longer make progress."""
+
+    async def stop(self) -> None:
+        """Release accelerators and child processes."""
+
+
+class EngineStartError(RuntimeError):
+    """The engine could not be brought up."""
+
+
+class EngineDeadError(RuntimeError):
+    """The engine has died and will not produce any further output."""
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian int32 bytes."""
+    return np.asarray(token_ids, "<i4").tobytes()
+
+
+def unpack_tokens(packed: bytes) -> list[int]:
+    """The token ids in `packed`."""
+    tokens: list[int] = np.frombuffer(packed, "<i4").tolist()
+    return tokens
