@@ -15,6 +15,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+class UnknownLengthError(ValueError):
+    """A policy that needs true output lengths met a request without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestBatch:
     """n requests in columns of shape (n,).
@@ -58,3 +62,18 @@ class RequestBatch:
             upper=np.array([f.upper for f in forecasts], np.int64),
             output_tokens=np.array([r.output_tokens or 0 for r in requests], np.int64),
         )
+
+    def known_output_tokens(self) -> Ints:
+        """The true output lengths, (n,).
+
+        Raises:
+            UnknownLengthError: Some request has none, as in production.
+        """
+        unknown = int((self.output_tokens < 1).sum())
+        if unknown:
+            raise UnknownLengthError(
+                f"{unknown} of {len(self)} requests have no true output length; oracle policies "
+                "are for simulation only: choose another ordering and admission, or set "
+                "Request.output_tokens"
+            )
+        return self.output_tokens

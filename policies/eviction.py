@@ -1,0 +1,99 @@
+"""Evictions: who gives up memory first, and what is learnt of it.
+
+To add one, write one class here with a `name`, options as dataclass fields and `keys`, and decorate
+it; another package declares it as an entry point of the group `tiebreak.evictions`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from policies.batch import Floats, Ints, RequestBatch
+from policies.registry import Registry, check_choice
+
+_VARIANTS = ("realtime", "stored")
+
+
+class Eviction(Protocol):
+    """Decides who is evicted first."""
+
+    name: ClassVar[str]
+
+    def keys(self, batch: RequestBatch, started: Floats) -> Floats:
+        """Keys of running requests, (n,); the smallest is the first victim.
+
+        Args:
+            batch: The running requests.
+            started: When each was (re)started, on any one clock, (n,).
+        """
+
+
+EVICTIONS: Registry[Eviction] = Registry("eviction", "tiebreak.evictions", method="keys")
+
+
+@EVICTIONS.register
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """Most recently started first, as vLLM preempts."""
+
+    name: ClassVar[str] = "latest"
+
+    def keys(self, batch: RequestBatch, started: Floats) -> Floats:
+        """See `Eviction.keys`."""
+        return -started
+
+
+@EVICTIONS.register
+@dataclass(frozen=True, slots=True)
+class ShortestLowerBound:
+    """A_min's ordered eviction: the smallest lower bound first (arXiv:2508.14544).
+
+    Attributes:
+        variant: `realtime` counts the tokens generated since as part of the bound; `stored` takes
+            the bound as it was learnt, which suits requests that all share one interval.
+
+    Raises:
+        InvalidOptionError: `variant` is neither.
+    """
+
+    name: ClassVar[str] = "shortest_lower_bound"
+    variant: str = "realtime"
+
+    def __post_init__(self) -> None:
+        check_choice("variant", self.variant, _VARIANTS)
+
+    def keys(self, batch: RequestBatch, started: Floats) -> Floats:
+        """See `Eviction.keys`."""
+        if self.variant == "stored":
+            return batch.lower.astype(np.float64)
+        return np.maximum(batch.lower, batch.generated_tokens).astype(np.float64)
+
+
+def choose_victims(keys: Floats, sizes: Ints, excess: int) -> Ints:
+    """The fewest requests, taken in ascending key, that free at least `excess`.
+
+    Args:
+        keys: Eviction keys, (n,); ties go by index.
+        sizes: What evicting each would free, at least 0, in the unit of `excess`, (n,).
+        excess: How much must be freed; 0 or less frees nothing.
+
+    Returns:
+        Indices in order of eviction; all n when even that frees too little.
+    """
+    if excess <= 0:
+        return np.empty(0, np.int64)
+    order = np.argsort(keys, kind="stable")
+    freed = np.cumsum(sizes[order])
+    return order[: int(np.searchsorted(freed, excess)) + 1]
+
+
+def learned_lower(lower: Ints, generated_tokens: Ints, max_tokens: Ints) -> Ints:
+    """Lower bounds after an eviction: a request is at least as long as what it has generated.
+
+    Arrays of shape (n,); the result never exceeds `max_tokens`.
+    """
+    learned: Ints = np.minimum(np.maximum(lower, generated_tokens), max_tokens)
+    return learned
