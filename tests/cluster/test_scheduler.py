@@ -1,0 +1,192 @@
+"""The scheduling core, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.scheduler import Dispatch, ImpossibleRequestError, Recall
+from policies.forecast import Forecast
+from tests.cluster.factories import dispatched, forecast, replica, request, scheduler
+
+
+def test_first_come_first_served_when_the_policy_says_so() -> None:
+    core = scheduler(replica(slots=2), policy_name="fcfs")
+    for name, arrival_s in (("late", 2.0), ("early", 1.0), ("later", 3.0)):
+        core.submit(request(name, arrival_s=arrival_s), forecast(), now=3.0)
+    assert [name for name, _ in dispatched(core)] == ["early", "late"]
+    assert core.state("later") == "waiting"
+
+
+def test_the_shortest_forecast_goes_first_under_tie() -> None:
+    core = scheduler(replica(slots=1), policy_name="tie")
+    core.submit(request("long"), forecast(150), now=0.0)
+    core.submit(request("short"), forecast(5), now=0.0)
+    assert dispatched(core) == [("short", "a")]
+
+
+def test_a_forecast_that_arrives_later_changes_the_place_in_the_queue() -> None:
+    core = scheduler(replica(slots=1), policy_name="tie")
+    core.submit(request("first"), forecast(30), now=0.0)
+    core.submit(request("second"), forecast(60), now=0.0)
+    core.forecast("second", forecast(3), now=0.1)
+    assert dispatched(core) == [("second", "a")]
+
+
+def test_a_forecast_after_dispatch_corrects_the_projection() -> None:
+    core = scheduler(replica(blocks=32))
+    core.submit(request("x", cap=400), forecast(20, sigma=0.0), now=0.0)
+    core.decide(0.0)
+    before = core.fleet["a"].profile.peak
+    core.forecast("x", forecast(300, sigma=0.0), now=0.1)
+    core.decide(0.2)
+    core.submit(request("y", cap=400), forecast(300, sigma=0.0), now=0.2)
+    assert dispatched(core, 0.2) == [], "x is now known to need the memory"
+    assert core.fleet["a"].profile.peak > before
+
+
+def test_online_stands_before_offline_whatever_their_scores() -> None:
+    core = scheduler(replica(slots=1))
+    core.submit(request("offline", online=False), forecast(2), now=0.0)
+    core.submit(request("online"), forecast(150), now=0.0)
+    assert dispatched(core) == [("online", "a")]
+
+
+def test_offline_work_keeps_clear_of_the_guard_band_only_while_online_requests_come() -> None:
+    core = scheduler(replica(blocks=20, slots=4), guard_band=0.5)
+    core.submit(request("online", prompt=16, cap=16), Forecast.exact(16), now=0.0)
+    core.submit(request("offline", prompt=150, cap=100, online=False), Forecast.exact(100), now=0.0)
+    assert dispatched(core, 0.0) == [("online", "a")]
+    assert dispatched(core, 30.0) == []
+    assert dispatched(core, 90.0) == [("offline", "a")]
+
+
+def test_an_empty_replica_takes_a_request_that_needs_the_guard_band() -> None:
+    core = scheduler(replica(blocks=20), guard_band=0.5)
+    core.submit(request("online"), forecast(), now=0.0)
+    core.cancel("online", now=0.0)
+    core.submit(request("big", prompt=200, cap=100, online=False), Forecast.exact(100), now=0.0)
+    assert dispatched(core) == [("big", "a")]
+
+
+def test_the_replica_with_the_lowest_projected_share_takes_the_request() -> None:
+    core = scheduler(replica("small", blocks=40), replica("large", blocks=400))
+    core.submit(request("x"), forecast(), now=0.0)
+    assert dispatched(core) == [("x", "large")]
+
+
+def test_a_replica_too_small_for_the_cap_is_passed_over() -> None:
+    core = scheduler(replica("short", longest=100), replica("long", blocks=30))
+    core.submit(request("x", prompt=20, cap=200), Forecast.exact(1), now=0.0)
+    assert dispatched(core) == [("x", "long")]
+
+
+def test_nothing_is_admitted_beyond_the_projection() -> None:
+    core = scheduler(replica(blocks=10, block_size=16), policy_name="a_max")
+    for name in "abc":
+        exact = Forecast.exact(60)
+        core.submit(request(name, prompt=4, cap=60), exact, now=0.0)
+    assert len(dispatched(core)) == 2, "each needs 4 blocks of the 10"
+
+
+def test_a_head_that_fits_nowhere_blocks_the_queue_unless_backfill_allows() -> None:
+    for backfill, expected in ((0, []), (1, [("small", "a")])):
+        core = scheduler(
+            replica(blocks=12), policy_name="fcfs", admission="a_max", backfill=backfill
+        )
+        core.submit(request("running", prompt=90, cap=20), Forecast.exact(20), now=0.0)
+        core.decide(0.0)
+        core.submit(request("big", prompt=100, cap=90, arrival_s=1), Forecast.exact(90), now=1.0)
+        core.submit(request("small", prompt=2, cap=10, arrival_s=2), Forecast.exact(10), now=2.0)
+        core.submit(request("small2", prompt=2, cap=10, arrival_s=3), Forecast.exact(10), now=3.0)
+        assert dispatched(core, 3.0) == expected
+        assert core.state("big") == "waiting"
+        assert dispatched(core, 4.0) == [], "it was overtaken as often as it may be"
+        core.finished("a", "running", 20, now=5.0)
+        assert dispatched(core, 5.0)[0] == ("big", "a")
+
+
+def test_a_finished_request_makes_room() -> None:
+    core = scheduler(replica(slots=1))
+    for name in "ab":
+        core.submit(request(name), forecast(), now=0.0)
+    first = dispatched(core)
+    assert len(first) == 1
+    assert core.finished("a", first[0][0], 10, now=1.0)
+    assert len(dispatched(core, 1.0)) == 1
+    assert core.running == 1
+
+
+def test_an_impossible_request_is_refused_with_the_limit() -> None:
+    core = scheduler(replica(blocks=10, block_size=16, longest=4096), replica("b", longest=100))
+    with pytest.raises(
+        ImpossibleRequestError, match=r"needs 220 tokens.*hold 160.*max_tokens to 140"
+    ):
+        core.submit(request("x", prompt=20, cap=200), forecast(), now=0.0)
+    assert core.state("x") == "unknown"
+
+
+def test_submission_is_idempotent_and_a_later_attempt_supersedes() -> None:
+    core = scheduler(replica("a", slots=2), replica("b", slots=2))
+    assert core.submit(request("x"), forecast(), now=0.0)
+    assert not core.submit(request("x"), forecast(), now=0.0)
+    ((_, first),) = dispatched(core)
+    assert not core.submit(request("x"), forecast(), now=0.1)
+    assert core.submit(request("x", generated=7), forecast(), now=0.2, attempt=2)
+    recall, dispatch = core.decide(0.2)
+    assert recall == Recall("x", first)
+    assert isinstance(dispatch, Dispatch)
+    assert (dispatch.attempt, dispatch.request.generated_tokens) == (2, 7)
+
+
+def test_cancelling_frees_the_replica_and_tells_it() -> None:
+    core = scheduler(replica())
+    core.submit(request("x"), forecast(), now=0.0)
+    core.decide(0.0)
+    assert core.cancel("x", now=1.0)
+    assert core.decide(1.0) == [Recall("x", "a")]
+    assert core.fleet["a"].used_blocks == 0
+    assert not core.cancel("x", now=2.0)
+
+
+def test_a_lost_replica_returns_its_requests_and_nothing_is_sent_to_it() -> None:
+    core = scheduler(replica("a"), replica("b"))
+    for name in "xyz":
+        core.submit(request(name), forecast(), now=0.0)
+    placed = dispatched(core)
+    core.cancel(placed[0][0], now=0.5)
+    lost = placed[0][1]
+    orphans = core.replica_lost(lost, now=1.0)
+    assert sorted(orphans) == sorted(n for n, r in placed[1:] if r == lost)
+    assert core.decide(1.0) == []
+    assert all(core.state(name) == "unknown" for name in orphans)
+
+
+def test_a_late_report_about_a_superseded_request_changes_nothing() -> None:
+    core = scheduler(replica("a"))
+    core.submit(request("x"), forecast(), now=0.0)
+    core.decide(0.0)
+    assert not core.finished("b", "x", 5, now=1.0)
+    assert not core.finished("a", "y", 5, now=1.0)
+    assert core.state("x") == "running"
+
+
+def test_an_eviction_raises_the_lower_bound_that_a_min_projects_with() -> None:
+    core = scheduler(replica(blocks=8), policy_name="a_min")
+    core.submit(request("x", prompt=10, cap=100), forecast(30), now=0.0)
+    core.decide(0.0)
+    peak = core.fleet["a"].profile.peak
+    core.evicted("a", "x", tokens=80, now=1.0)
+    core.decide(1.0)
+    core.submit(request("y", cap=60), forecast(), now=1.0)
+    core.decide(1.0)
+    assert core.fleet["a"].profile.peak > peak
+
+
+def test_progress_beyond_the_estimate_is_projected_on() -> None:
+    core = scheduler(replica(blocks=30), policy_name="a_min")
+    core.submit(request("x", prompt=10, cap=300), Forecast(3.0, 0.5, 16, 200), now=0.0)
+    core.decide(0.0)
+    core.progressed("a", {"x": 250, "stranger": 3}, now=1.0)
+    core.submit(request("y", prompt=220, cap=60), Forecast.exact(20), now=1.0)
+    assert dispatched(core, 1.0) == [], "x holds 261 of 480 tokens, y brings 220 and grows"
+    assert core.fleet["a"].used_blocks == 17
