@@ -39,15 +39,29 @@ class EngineInfo(msgspec.Struct, frozen=True):
         return self.kv_blocks * self.block_size
 
 
+class PromptSlice(msgspec.Struct, frozen=True):
+    """A prompt inside a chunk of prompts in the object store.
+
+    Attributes:
+        chunk: `ObjectRef` to packed token ids of many prompts.
+        start: First byte of this prompt.
+        stop: One past its last byte.
+    """
+
+    chunk: Any
+    start: int
+    stop: int
+
+
 class Generation(msgspec.Struct, frozen=True):
     """One request as an engine runs it.
 
     Attributes:
         request_id: Unique in the cluster; an engine runs it at most once at a time.
         client_id: Whose outbox the deltas go to.
-        prompt: Token ids as little-endian int32 bytes (`pack_tokens` of this module), or an
-            `ObjectRef` to such bytes; a replica resolves references before its engine sees them.
-            Ends with the output tokens that exist already when the request is continued.
+        prompt: Token ids as little-endian int32 bytes (`pack_tokens`), or where to find them;
+            a replica resolves the reference before its engine sees the prompt. Ends with the output
+            tokens that exist already when the request is continued.
         generated_tokens: How many of the last prompt tokens are earlier output.
         sampling: Keyword arguments of `vllm.SamplingParams`.
         attempt: Number of this dispatch of the request, from 1; stamped on every delta so that a
@@ -57,7 +71,7 @@ class Generation(msgspec.Struct, frozen=True):
 
     request_id: str
     client_id: str
-    prompt: Any
+    prompt: bytes | PromptSlice
     generated_tokens: int = 0
     sampling: dict[str, Any] = {}
     attempt: int = 1
@@ -102,6 +116,50 @@ class EngineLoad(msgspec.Struct, frozen=True):
     running: int = 0
     waiting: int = 0
     kv_usage: float = 0.0
+
+
+class Finished(msgspec.Struct, frozen=True):
+    """Replica to controller: one request ended there.
+
+    Attributes:
+        request_id: Which.
+        client_id: Whose it was.
+        attempt: The dispatch that ended.
+        output_tokens: Tokens counted from the original prompt.
+        finish_reason: `stop`, `length`, `abort` or `error`.
+        preemptions: Times the engine preempted it.
+        recomputed_tokens: Tokens computed again because of that.
+    """
+
+    request_id: str
+    client_id: str
+    attempt: int
+    output_tokens: int
+    finish_reason: str
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+
+
+class ReplicaReport(msgspec.Struct, frozen=True):
+    """Replica to controller, at once after a request ended and otherwise a few times a second.
+
+    Attributes:
+        replica_id: Who reports.
+        progress: Output tokens by request id, counted from each original prompt.
+        finished: Requests that ended since the last report that was received.
+        load: The engine's own state.
+        total_joules: Energy metered since the replica started; None: not measured.
+        energy_source: The meter's name.
+        sent_s: Wall-clock time of the report, so that its age can be told.
+    """
+
+    replica_id: str
+    progress: dict[str, int]
+    finished: list[Finished]
+    load: EngineLoad
+    total_joules: float | None
+    energy_source: str
+    sent_s: float
 
 
 class Engine(Protocol):
@@ -153,7 +211,8 @@ def pack_tokens(token_ids: Sequence[int]) -> bytes:
     return np.asarray(token_ids, "<i4").tobytes()
 
 
-def unpack_tokens(packed: bytes) -> list[int]:
-    """The token ids in `packed`."""
+def unpack_tokens(packed: bytes | PromptSlice) -> list[int]:
+    """The token ids in `packed`, a prompt that is at hand."""
+    assert isinstance(packed, bytes), "the replica resolves references before the engine runs"
     tokens: list[int] = np.frombuffer(packed, "<i4").tolist()
     return tokens

@@ -1,0 +1,280 @@
+"""vLLM's `AsyncLLM` behind the engine protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psutil
+
+from replicas.protocol import (
+    Delta,
+    EngineDeadError,
+    EngineInfo,
+    EngineLoad,
+    EngineStartError,
+    Generation,
+    unpack_tokens,
+)
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import RequestOutputCollector
+
+GIB = 1 << 30
+
+
+class VllmEngineOptions(msgspec.Struct, frozen=True):
+    """How to start vLLM.
+
+    Attributes:
+        model: Folder or hub name.
+        engine_args: Keyword arguments of `vllm.AsyncEngineArgs`, passed through.
+        cpu_cores: Cores to pin a CPU engine to; empty on accelerators.
+    """
+
+    model: str
+    engine_args: dict[str, Any] = {}
+    cpu_cores: list[int] = []
+
+
+class _Running:
+    """A request inside vLLM and what has been reported of it."""
+
+    __slots__ = ("collector", "output_tokens", "preemptions", "prompt_tokens", "recomputed_tokens")
+
+    def __init__(self, collector: RequestOutputCollector, prompt_tokens: int) -> None:
+        self.collector = collector
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = 0
+        self.preemptions = 0
+        self.recomputed_tokens = 0
+
+
+class VllmEngine:
+    """One vLLM engine in this process and its engine-core child.
+
+    Output is read from vLLM's own per-request collectors, which merge the deltas of engine steps
+    until somebody drains them: no task per request, no work per token.
+    """
+
+    def __init__(self, options: VllmEngineOptions) -> None:
+        self.output_ready = asyncio.Event()
+        self._options = options
+        self._engine: AsyncLLM | None = None
+        self._running: dict[str, _Running] = {}
+        self._failed: list[Delta] = []
+        self._load = EngineLoad()
+
+    async def start(self) -> EngineInfo:
+        """See `Engine.start`."""
+        if self._options.cpu_cores:
+            # Read by vLLM's CPU worker when its child process starts.
+            cores = ",".join(str(core) for core in self._options.cpu_cores)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            self._engine = await asyncio.to_thread(self._build)
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            raise EngineStartError(
+                f"vLLM could not start for model {self._options.model!r}: {first_line(error)}"
+            ) from error
+        config = self._engine.vllm_config
+        blocks = config.cache_config.num_gpu_blocks
+        assert blocks is not None
+        return EngineInfo(
+            model=self._options.model,
+            kv_blocks=blocks - 1,  # vLLM keeps one block as its null block
+            block_size=config.cache_config.block_size,
+            max_num_seqs=config.scheduler_config.max_num_seqs,
+            max_model_len=config.model_config.max_model_len,
+            kind="vllm",
+        )
+
+    def _build(self) -> AsyncLLM:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        args = AsyncEngineArgs(model=self._options.model, **self._options.engine_args)
+        config = args.create_engine_config()
+        check_memory(config)
+        return AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger()])
+
+    def _stat_logger(self) -> Any:
+        """A factory of vLLM stat loggers: its hook that runs once after every engine step."""
+        from vllm.v1.metrics.loggers import StatLoggerBase
+
+        engine = self
+
+        class StepObserver(StatLoggerBase):
+            def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None: ...
+
+            def record(
+                self,
+                scheduler_stats: Any,
+                iteration_stats: Any,
+                mm_cache_stats: Any = None,
+                engine_idx: int = 0,
+            ) -> None:
+                engine._stepped(scheduler_stats, iteration_stats)
+
+            def log_engine_initialized(self) -> None: ...
+
+        return StepObserver
+
+    def _stepped(self, scheduler_stats: Any, iteration_stats: Any) -> None:
+        if scheduler_stats is not None:
+            self._load = EngineLoad(
+                running=scheduler_stats.num_running_reqs,
+                waiting=scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs,
+                kv_usage=scheduler_stats.kv_cache_usage,
+            )
+        if iteration_stats is not None and (
+            iteration_stats.time_to_first_tokens_iter or iteration_stats.finished_requests
+        ):
+            self.output_ready.set()
+
+    async def submit(self, generations: Sequence[Generation]) -> None:
+        """See `Engine.submit`."""
+        for generation in generations:
+            try:
+                await self._add(generation)
+            except EngineDeadError:
+                raise
+            except Exception as error:
+                # vLLM validates parameters with many exception types; whatever it refuses is this
+                # request's own error and must not touch the others.
+                self.check()
+                self._failed.append(
+                    Delta(generation.request_id, finish_reason="error", error=first_line(error))
+                )
+                self.output_ready.set()
+
+    async def _add(self, generation: Generation) -> None:
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        sampling = dict(generation.sampling)
+        if generation.generated_tokens:
+            sampling["max_tokens"] -= generation.generated_tokens
+            if sampling.get("min_tokens"):
+                sampling["min_tokens"] = max(
+                    0, sampling["min_tokens"] - generation.generated_tokens
+                )
+        params = SamplingParams(**sampling, output_kind=RequestOutputKind.DELTA)
+        token_ids = unpack_tokens(generation.prompt)
+        collector = await self._live.add_request(
+            generation.request_id,
+            tokens_input(token_ids),
+            params,
+            priority=generation.priority,
+        )
+        self._running[generation.request_id] = _Running(collector, len(token_ids))
+
+    async def abort(self, request_ids: Sequence[str]) -> None:
+        """See `Engine.abort`."""
+        known = [i for i in request_ids if self._running.pop(i, None) is not None]
+        if known:
+            await self._live.abort(known)
+
+    def drain(self) -> list[Delta]:
+        """See `Engine.drain`."""
+        self.output_ready.clear()
+        deltas, self._failed = self._failed, []
+        for request_id, running in list(self._running.items()):
+            try:
+                output = running.collector.get_nowait()
+            except Exception as error:
+                self.check()
+                del self._running[request_id]
+                deltas.append(Delta(request_id, finish_reason="error", error=first_line(error)))
+                continue
+            if output is not None:
+                deltas.append(self._delta(request_id, running, output))
+        return deltas
+
+    def _delta(self, request_id: str, running: _Running, output: RequestOutput) -> Delta:
+        completion = output.outputs[0]
+        preemptions = output.metrics.num_preemptions if output.metrics is not None else 0
+        if preemptions > running.preemptions:
+            # All that stood when the engine let go of the request was computed a second time.
+            running.recomputed_tokens += running.prompt_tokens + running.output_tokens
+            running.preemptions = preemptions
+        running.output_tokens += len(completion.token_ids)
+        if completion.finish_reason is not None:
+            del self._running[request_id]
+        return Delta(
+            request_id=request_id,
+            token_ids=list(completion.token_ids),
+            text=completion.text,
+            finish_reason=completion.finish_reason,
+            preemptions=running.preemptions,
+            recomputed_tokens=running.recomputed_tokens,
+        )
+
+    def load(self) -> EngineLoad:
+        """See `Engine.load`."""
+        return self._load
+
+    def check(self) -> None:
+        """See `Engine.check`."""
+        if self._engine is not None and self._engine.errored:
+            raise EngineDeadError("vLLM's engine core has died; its log says why")
+
+    @property
+    def _live(self) -> AsyncLLM:
+        if self._engine is None:
+            raise EngineDeadError("the engine has not been started")
+        self.check()
+        return self._engine
+
+    async def stop(self) -> None:
+        """See `Engine.stop`."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+            self._engine = None
+
+
+def check_memory(config: VllmConfig) -> None:
+    """Refuse a CPU engine that cannot hold its own KV cache, before the model is loaded.
+
+    Raises:
+        EngineStartError: Less memory than the KV cache needs is free, or the cache is smaller than
+            one request of `max_model_len`.
+    """
+    wanted = config.cache_config.kv_cache_memory_bytes
+    if config.device_config.device_type != "cpu" or not wanted:
+        return
+    free = psutil.virtual_memory().available
+    if wanted > free:
+        raise EngineStartError(
+            f"the KV cache is configured to {wanted / GIB:.1f} GiB, but {free / GIB:.1f} GiB of "
+            "memory are free: lower replicas.kv_cache_gib or the number of replicas on this node"
+        )
+    per_token = kv_bytes_per_token(config)
+    longest = config.model_config.max_model_len
+    if config.cache_config.num_gpu_blocks_override is None and longest * per_token > wanted:
+        raise EngineStartError(
+            f"one request of max_model_len {longest} needs {longest * per_token / GIB:.2f} GiB of "
+            f"KV cache, but {wanted / GIB:.2f} GiB are configured: raise replicas.kv_cache_gib or "
+            f"lower replicas.max_model_len to {wanted // per_token}"
+        )
+
+
+def kv_bytes_per_token(config: VllmConfig) -> int:
+    """Bytes of key and value that one token keeps in every layer of a worker."""
+    model, parallel = config.model_config, config.parallel_config
+    heads: int = model.get_num_kv_heads(parallel)
+    layers: int = model.get_num_layers(parallel)
+    return 2 * heads * int(model.get_head_size()) * layers * int(model.dtype.itemsize)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
