@@ -67,6 +67,7 @@ class Generation(msgspec.Struct, frozen=True):
         attempt: Number of this dispatch of the request, from 1; stamped on every delta so that a
             client can tell an old attempt's deltas from the current one's.
         priority: Rank inside the engine, smaller first.
+        interactive: Whether somebody reads along, so that tokens must not wait for company.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class Generation(msgspec.Struct, frozen=True):
     sampling: dict[str, Any] = {}
     attempt: int = 1
     priority: int = 0
+    interactive: bool = True
 
 
 class Delta(msgspec.Struct):
@@ -87,6 +89,8 @@ class Delta(msgspec.Struct):
         text: New text.
         finish_reason: None while running; then `stop`, `length`, `abort` or `error`.
         error: What went wrong when `finish_reason` is `error`.
+        first_token_s: Seconds from the engine's acceptance to the attempt's first token; None
+            before it.
         preemptions: Times the engine preempted the request so far in this attempt.
         recomputed_tokens: Tokens whose KV was computed again because of that, so far.
         energy_joules: Energy attributed to the request in this attempt; None: not measured.
@@ -98,6 +102,7 @@ class Delta(msgspec.Struct):
     text: str = ""
     finish_reason: str | None = None
     error: str | None = None
+    first_token_s: float | None = None
     preemptions: int = 0
     recomputed_tokens: int = 0
     energy_joules: float | None = None
@@ -185,8 +190,11 @@ class Engine(Protocol):
     async def abort(self, request_ids: Sequence[str]) -> None:
         """Stop the requests and free their memory; unknown ids are ignored. No delta follows."""
 
-    def drain(self) -> list[Delta]:
-        """Everything new since the last call, at most one delta per request."""
+    def drain(self, *, finished_only: bool = False) -> list[Delta]:
+        """Everything new since the last call, at most one delta per request.
+
+        With `finished_only` requests that go on are left for a later call.
+        """
 
     def load(self) -> EngineLoad:
         """State after the latest step."""

@@ -8,12 +8,13 @@ import logging
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import ray
 
-from replicas.energy import EnergyMeter, detect_meter
+from replicas.energy import EnergyMeter, NullMeter, detect_meter
 from replicas.engines import EngineSpec, make_engine
 from replicas.outbox import Outbox
 from replicas.protocol import (
@@ -21,6 +22,7 @@ from replicas.protocol import (
     Engine,
     EngineDeadError,
     EngineInfo,
+    EngineLoad,
     Finished,
     Generation,
     PromptSlice,
@@ -29,11 +31,18 @@ from replicas.protocol import (
 
 logger = logging.getLogger(__name__)
 
-COALESCE_S = 0.05
-"""Longest time that tokens other than a first or a last one wait for company."""
+INTERACTIVE_COALESCE_S = 0.05
+"""Longest time that tokens other than a first or a last one wait for company while somebody reads
+along."""
+
+OFFLINE_COALESCE_S = 0.5
+"""The same while nobody does: the work that the loss of this process can cost."""
+
+END_COALESCE_S = 0.02
+"""How long the end of a request waits for other ends while nobody reads along."""
 
 REPORT_INTERVAL_S = 0.25
-"""How often progress is reported while nothing ends."""
+"""How often progress is reported."""
 
 LONG_POLL_S = 10.0
 """How long a client's call waits for tokens before it is answered with none."""
@@ -61,11 +70,12 @@ class Place(msgspec.Struct, frozen=True):
 class _Request:
     """What the replica keeps of a request while it runs."""
 
-    __slots__ = ("attempt", "client_id", "output_tokens")
+    __slots__ = ("attempt", "client_id", "interactive", "output_tokens")
 
     def __init__(self, generation: Generation) -> None:
         self.attempt = generation.attempt
         self.client_id = generation.client_id
+        self.interactive = generation.interactive
         self.output_tokens = generation.generated_tokens
 
 
@@ -107,7 +117,7 @@ class ReplicaActor:
         Raises:
             EngineStartError: The engine cannot run here.
         """
-        self._meter = detect_meter([int(g) for g in self.place().gpus if g.isdigit()])
+        self._meter = meter_of(self._spec, self.place().gpus)
         self._engine = make_engine(self._spec, cpu_cores)
         info = await self._engine.start()
         self._tasks = [
@@ -182,17 +192,30 @@ class ReplicaActor:
         return msgspec.structs.replace(generation, prompt=chunk[prompt.start : prompt.stop])
 
     async def _pump(self, engine: Engine) -> None:
-        """Move output from the engine to the outboxes, a first or last token at once."""
+        """Move output from the engine to the outboxes.
+
+        While anybody reads along, a first or last token goes at once and others soon. While nobody
+        does, only what has ended goes, and the rest once in a while: on a machine whose cores
+        decode, every message costs tokens.
+        """
+        delivered_s = 0.0
         try:
             while True:
                 if not self._requests:
                     self._work.clear()
                     await self._work.wait()
+                interactive = any(request.interactive for request in self._requests.values())
+                pause_s = INTERACTIVE_COALESCE_S if interactive else OFFLINE_COALESCE_S
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(COALESCE_S):
+                    async with asyncio.timeout(pause_s):
                         await engine.output_ready.wait()
+                        if not interactive:
+                            await asyncio.sleep(END_COALESCE_S)
                 engine.check()
-                self._deliver(engine.drain())
+                everything = interactive or time.monotonic() - delivered_s >= pause_s
+                self._deliver(engine.drain(finished_only=not everything))
+                if everything:
+                    delivered_s = time.monotonic()
                 self._abort_lost_clients(engine)
         except EngineDeadError:
             logger.exception("replica %s: the engine died, so this process ends", self._replica_id)
@@ -241,19 +264,25 @@ class ReplicaActor:
 
     async def _report_loop(self, engine: Engine) -> None:
         """Report to the controller; what it has not received is sent again."""
-        reported: dict[str, int] = {}
+        reported: tuple[dict[str, int], EngineLoad] = {}, EngineLoad()
+        reported_s = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REPORT_INTERVAL_S):
                     await self._report_due.wait()
             self._report_due.clear()
-            progress = {i: r.output_tokens for i, r in self._requests.items()}
-            if not self._finished and progress == reported:
+            progress: dict[str, int] = {}
+            if time.monotonic() - reported_s >= REPORT_INTERVAL_S:
+                progress = {i: r.output_tokens for i, r in self._requests.items()}
+            state = progress, engine.load()
+            if not self._finished and state == reported:
                 continue
             finished, self._finished = self._finished, []
             try:
                 await self._controller.report.remote(self._report(engine, progress, finished))
-                reported = progress
+                reported = state
+                if progress:
+                    reported_s = time.monotonic()
             except ray.exceptions.RayError:
                 # The controller is away or being restarted.
                 self._finished = finished + self._finished
@@ -273,3 +302,13 @@ class ReplicaActor:
             energy_source=self._meter.source,
             sent_s=time.time(),
         )
+
+
+def meter_of(spec: EngineSpec, gpus: Sequence[str]) -> EnergyMeter:
+    """The energy meter of a replica with these accelerators; never another device's."""
+    if spec.kind == "simulated":
+        return NullMeter("a simulated engine uses no energy worth metering")
+    indices = [int(gpu) for gpu in gpus if gpu.isdigit()]
+    if len(indices) < len(gpus):
+        return NullMeter(f"GPUs {', '.join(gpus)} are not named by their index on the node")
+    return detect_meter(indices)

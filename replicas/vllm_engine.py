@@ -182,11 +182,18 @@ class VllmEngine:
         if known:
             await self._live.abort(known)
 
-    def drain(self) -> list[Delta]:
+    def drain(self, *, finished_only: bool = False) -> list[Delta]:
         """See `Engine.drain`."""
+        from vllm.outputs import RequestOutput
+
         self.output_ready.clear()
         deltas, self._failed = self._failed, []
         for request_id, running in list(self._running.items()):
+            waiting = running.collector.output
+            if waiting is None or (
+                finished_only and isinstance(waiting, RequestOutput) and not waiting.finished
+            ):
+                continue
             try:
                 output = running.collector.get_nowait()
             except Exception as error:
@@ -194,13 +201,14 @@ class VllmEngine:
                 del self._running[request_id]
                 deltas.append(Delta(request_id, finish_reason="error", error=first_line(error)))
                 continue
-            if output is not None:
-                deltas.append(self._delta(request_id, running, output))
+            assert isinstance(output, RequestOutput), "only generations are submitted"
+            deltas.append(self._delta(request_id, running, output))
         return deltas
 
     def _delta(self, request_id: str, running: _Running, output: RequestOutput) -> Delta:
-        completion = output.outputs[0]
-        preemptions = output.metrics.num_preemptions if output.metrics is not None else 0
+        completion, metrics = output.outputs[0], output.metrics
+        assert metrics is not None, "statistics are on: the step observer needs them"
+        preemptions = metrics.num_preemptions
         if preemptions > running.preemptions:
             # All that stood when the engine let go of the request was computed a second time.
             running.recomputed_tokens += running.prompt_tokens + running.output_tokens
@@ -213,6 +221,7 @@ class VllmEngine:
             token_ids=list(completion.token_ids),
             text=completion.text,
             finish_reason=completion.finish_reason,
+            first_token_s=metrics.first_token_latency or None,
             preemptions=running.preemptions,
             recomputed_tokens=running.recomputed_tokens,
         )
@@ -268,10 +277,14 @@ def check_memory(config: VllmConfig) -> None:
 
 def kv_bytes_per_token(config: VllmConfig) -> int:
     """Bytes of key and value that one token keeps in every layer of a worker."""
+    import torch
+
     model, parallel = config.model_config, config.parallel_config
     heads: int = model.get_num_kv_heads(parallel)
     layers: int = model.get_num_layers(parallel)
-    return 2 * heads * int(model.get_head_size()) * layers * int(model.dtype.itemsize)
+    dtype = model.dtype
+    assert isinstance(dtype, torch.dtype), "a finished configuration has resolved it"
+    return 2 * heads * int(model.get_head_size()) * layers * dtype.itemsize
 
 
 def first_line(error: BaseException) -> str:

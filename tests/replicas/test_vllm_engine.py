@@ -111,25 +111,20 @@ async def test_what_vllm_refuses_fails_alone(started: tuple[VllmEngine, EngineIn
         assert word in (done[name].error or "")
 
 
-async def test_preemptions_are_counted_with_what_they_cost_and_change_no_token(
+async def test_preemptions_are_counted_with_what_they_cost_and_every_answer_is_whole(
     started: tuple[VllmEngine, EngineInfo],
 ) -> None:
+    # The text is not compared: vLLM computes a preempted request's KV again by its prefill kernel,
+    # whose bf16 rounding differs from the decode kernel's, so that near ties may fall otherwise.
     engine, _ = started
     prompts = [[2000 + 40 * i + k for k in range(40)] for i in range(6)]
-    alone = {}
-    for i, prompt in enumerate(prompts):
-        alone |= await run(engine, [generation(f"alone{i}", prompt, 150)])
-    together = await run(engine, [generation(f"t{i}", p, 150) for i, p in enumerate(prompts)])
+    done = await run(engine, [generation(f"p{i}", p, 150) for i, p in enumerate(prompts)])
     # Six requests of 190 tokens want 36 blocks of 23.
-    assert sum(delta.preemptions for delta in together.values()) > 0
-    for delta in together.values():
-        if delta.preemptions:
-            assert delta.recomputed_tokens >= 40 * delta.preemptions
-        else:
-            assert delta.recomputed_tokens == 0
-    assert [together[f"t{i}"].token_ids for i in range(6)] == [
-        alone[f"alone{i}"].token_ids for i in range(6)
-    ]
+    assert sum(delta.preemptions for delta in done.values()) > 0
+    for delta in done.values():
+        assert len(delta.token_ids) == 150
+        assert delta.recomputed_tokens >= 40 * delta.preemptions
+        assert (delta.recomputed_tokens > 0) == (delta.preemptions > 0)
 
 
 async def test_seeded_requests_with_long_prompts_do_not_end_the_engine(

@@ -1,0 +1,113 @@
+"""Energy meters: what a replica's hardware has consumed since the meter was made."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+
+class EnergyMeterError(RuntimeError):
+    """The hardware cannot be metered; the message says why."""
+
+
+class EnergyMeter(ABC):
+    """A running total of consumed energy.
+
+    A meter counts everything that its devices consume, whoever uses them and idle time included.
+
+    Attributes:
+        source: What measures, printed beside every figure: `zeus:nvml`, `zeus:amdsmi`,
+            `zeus:rapl`, `replay`, or `none`.
+        reason: Why nothing is measured; empty when something is.
+    """
+
+    source: str
+    reason: str = ""
+
+    @abstractmethod
+    def total_joules(self) -> float | None:
+        """Joules since the meter was made, never less than before; None: not measured.
+
+        A meter of hardware answers None when the hardware does not answer, and with the whole
+        total when it answers again.
+        """
+
+    def close(self) -> None:  # noqa: B027, most meters hold nothing
+        """Release what the meter holds. It is not read afterwards."""
+
+
+class NullMeter(EnergyMeter):
+    """Stands where no hardware can be metered.
+
+    Args:
+        reason: Why.
+    """
+
+    source = "none"
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def total_joules(self) -> None:
+        """See `EnergyMeter.total_joules`: always None."""
+        return
+
+
+class ReplayMeter(EnergyMeter):
+    """Replays recorded readings, one per call, then repeats the last; to test against.
+
+    Args:
+        readings: Joules since the recording began, never falling; None where there was no reading.
+        source: What the meter calls itself.
+
+    Raises:
+        ValueError: There is no reading, or one is negative, not finite, or less than one before.
+    """
+
+    def __init__(self, readings: Sequence[float | None], source: str = "replay") -> None:
+        if not readings:
+            raise ValueError("readings is empty, must hold at least one reading")
+        highest = 0.0
+        for position, reading in enumerate(readings):
+            if reading is None:
+                continue
+            if not (math.isfinite(reading) and reading >= highest):
+                raise ValueError(
+                    f"reading {position} is {reading} J, must be finite and >= {highest} J, the "
+                    "highest before it"
+                )
+            highest = reading
+        self.source = source
+        self._readings = list(readings)
+        self._next = 0
+
+    def total_joules(self) -> float | None:
+        """See `EnergyMeter.total_joules`."""
+        reading = self._readings[self._next]
+        self._next = min(self._next + 1, len(self._readings) - 1)
+        return reading
+
+
+def detect_meter(gpu_indices: Sequence[int]) -> EnergyMeter:
+    """The meter of the hardware that a replica runs on; never fails.
+
+    With GPUs only their energy is metered: the energy of the CPUs would not stand for theirs, so
+    where the GPUs cannot be metered nothing is. Without GPUs the CPU packages are metered.
+
+    Args:
+        gpu_indices: The replica's GPUs as Ray numbers them on their node; empty: it runs on CPUs.
+
+    Returns:
+        A meter, or a `NullMeter` whose `reason` says what is missing.
+    """
+    try:
+        from replicas.zeus_energy import ZeusCpuMeter, ZeusGpuMeter
+
+        return ZeusGpuMeter(gpu_indices) if gpu_indices else ZeusCpuMeter()
+    except ModuleNotFoundError as error:
+        return NullMeter(f"the optional package {error.name} is not installed")
+    except Exception as error:
+        # Drivers and their bindings raise types of their own; none may keep a replica from serving.
+        what = f"GPUs {sorted(gpu_indices)}" if gpu_indices else "CPU packages"
+        return NullMeter(f"the {what} cannot be metered: {type(error).__name__}: {error}")
