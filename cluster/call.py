@@ -45,7 +45,8 @@ class Completion(msgspec.Struct, frozen=True):
         error: What went wrong; empty otherwise.
         prompt_tokens: Length of the prompt.
         queue_s: Seconds from submission until a replica was chosen.
-        ttft_s: Seconds from submission to the first token as the client saw it; None: no token.
+        ttft_s: Seconds from submission to the first token, as the engine that made it measured;
+            None: no token.
         latency_s: Seconds from submission to the last token as the client saw it.
         replica_id: Where it finished.
         attempts: Dispatches it took.
@@ -113,7 +114,7 @@ class Call:
         self._energy_joules: float | None = None
         self._submitted_s = time.monotonic()
         self._queue_s = 0.0
-        self._first_s: float | None = None
+        self._ttft_s: float | None = None
         self._last_s = self._submitted_s
         self._fresh: list[Delta] = []
         self._arrived = asyncio.Event()
@@ -145,8 +146,8 @@ class Call:
         if delta.energy_joules is not None:
             self._energy_joules = (self._energy_joules or 0.0) + delta.energy_joules
         tokens, text = self._skipped(delta)
-        if tokens and self._first_s is None:
-            self._first_s = self._last_s
+        if self._ttft_s is None and delta.first_token_s is not None:
+            self._ttft_s = self._queue_s + delta.first_token_s
         self._token_ids += tokens
         self._texts.append(text)
         if delta.finish_reason is not None:
@@ -208,7 +209,7 @@ class Call:
             error=self._error,
             prompt_tokens=len(self.request.prompt_token_ids),
             queue_s=self._queue_s,
-            ttft_s=None if self._first_s is None else self._first_s - self._submitted_s,
+            ttft_s=self._ttft_s,
             latency_s=self._last_s - self._submitted_s,
             replica_id=self.replica_id,
             attempts=self.attempt,

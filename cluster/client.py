@@ -22,6 +22,7 @@ from cluster.messages import (
     Refused,
     Submission,
 )
+from policies.request import RequestClass
 from replicas.protocol import Delta, Generation, PromptSlice, pack_tokens
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class ClusterClient:
         self._controller = controller
         self._calls: dict[str, Call] = {}
         self._unsent: list[Call] = []
+        self._abandoned: list[str] = []
         self._unsent_filled = asyncio.Event()
         self._readers: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,7 +94,7 @@ class ClusterClient:
                 if delta.finish_reason is not None:
                     return
         finally:
-            await self._forget(call)
+            self._forget(call)
 
     async def complete(self, request: GenerationRequest) -> Completion:
         """Run a request to its end. An error is in the completion, not raised.
@@ -106,7 +108,7 @@ class ClusterClient:
                 await call.deltas()
             return call.completion()
         finally:
-            await self._forget(call)
+            self._forget(call)
 
     async def status(self) -> ClusterStatus:
         """What the controller knows now."""
@@ -126,12 +128,12 @@ class ClusterClient:
         self._send(call)
         return call
 
-    async def _forget(self, call: Call) -> None:
+    def _forget(self, call: Call) -> None:
         self._calls.pop(call.request.request_id, None)
         if not call.done:
             call.done = True
-            with contextlib.suppress(ray.exceptions.RayError):
-                await self._controller.cancel.remote(self.client_id, [call.request.request_id])
+            self._abandoned.append(call.request.request_id)
+            self._unsent_filled.set()
 
     # To the controller.
 
@@ -143,11 +145,15 @@ class ClusterClient:
         while True:
             await self._unsent_filled.wait()
             batch, self._unsent = self._unsent[:SUBMIT_BATCH], self._unsent[SUBMIT_BATCH:]
+            abandoned, self._abandoned = self._abandoned, []
             if not self._unsent:
                 self._unsent_filled.clear()
             submissions = self._submissions([call for call in batch if not call.done])
             try:
-                await _answer(self._controller.submit, self.client_id, submissions)
+                if submissions:
+                    await _answer(self._controller.submit, self.client_id, submissions)
+                if abandoned:
+                    await _answer(self._controller.cancel, self.client_id, abandoned)
             except ray.exceptions.RayActorError as error:
                 self._fail_all(f"the controller is gone: {error}")
                 return
@@ -177,6 +183,7 @@ class ClusterClient:
                 generated_tokens=generated_tokens,
                 sampling={**request.sampling, "max_tokens": request.max_tokens},
                 attempt=call.attempt,
+                interactive=request.request_class is RequestClass.ONLINE,
             ),
             prompt_tokens=len(request.prompt_token_ids),
             max_tokens=request.max_tokens,

@@ -180,7 +180,8 @@ class Controller:
 
     def memory_bytes(self) -> int:
         """Resident memory of this process."""
-        return psutil.Process().memory_info().rss
+        resident: int = psutil.Process().memory_info().rss
+        return resident
 
     async def shutdown(self) -> None:
         """Stop replicas and predictor; the caller then ends this actor."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.ledger import Replica, ReplicaLedger, as_batch
 from policies.admission import Admission
+from policies.batch import Ints
 
 _NEVER = np.iinfo(np.int64).max // 2
 
@@ -29,7 +30,9 @@ class Fleet:
         self._admission = admission
         self._ledgers: list[ReplicaLedger] = []
         self._rows: dict[str, int] = {}
+        self._refused_guard_band = 0.0
         self._dirty: set[str] = set()
+        self._unrefined: set[str] = set()
         self._reindex()
 
     def __len__(self) -> int:
@@ -60,9 +63,17 @@ class Fleet:
         self._reindex()
         return ledger
 
-    def changed(self, replica_id: str) -> None:
-        """Note that a ledger was changed, so that its summary is taken anew before the next use."""
+    def changed(self, replica_id: str, *, refine: bool = False) -> None:
+        """Note that a ledger was changed, so that its summary is taken anew before the next use.
+
+        Args:
+            replica_id: Whose.
+            refine: What is known of its requests has changed too: their estimates are made again
+                where they are stale.
+        """
         self._dirty.add(replica_id)
+        if refine:
+            self._unrefined.add(replica_id)
 
     @property
     def has_free_slot(self) -> bool:
@@ -88,9 +99,8 @@ class Fleet:
         """
         self._summarise()
         rows, limit = self._candidates(held, steps, most, guard_band)
-        # The peak with the request is at least the peak without it, so that in this order the
-        # search ends at the first replica that starts from more than the best found ends with.
-        shares = self._peak[rows] / self._capacity[rows]
+        shares = self._least_peak(rows, held, steps) / self._capacity[rows]
+        # In this order the search ends at the first replica whose peak would be at least the best.
         order = np.argsort(shares, kind="stable")
         best: tuple[str, int] | None = None
         best_share = np.inf
@@ -105,9 +115,7 @@ class Fleet:
                 best = (self._ledgers[row].replica.replica_id, peak)
         return best
 
-    def _candidates(
-        self, held: int, steps: int, most: int, guard_band: float
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _candidates(self, held: int, steps: int, most: int, guard_band: float) -> tuple[Ints, Ints]:
         """Rows that may admit the request, and every row's limit in blocks.
 
         Two moments are tested for each row: the next step, and the one where the projection
@@ -116,18 +124,27 @@ class Fleet:
         if guard_band != self._refused_guard_band:
             self._forget_refusals()
             self._refused_guard_band = guard_band
-        limit, spare = self._capacity, 0
+        limit = self._capacity
         if guard_band > 0:
-            limit = np.where(self._used > 0, self._capacity * (1.0 - guard_band), limit).astype(int)
-            spare = (self._capacity - limit) * self._block_size
+            banded = (self._capacity * (1.0 - guard_band)).astype(np.int64)
+            limit = np.where(self._used > 0, banded, self._capacity)
+        held_and_band = held + (self._capacity - limit) * self._block_size
         possible = (
             (self._free_slots > 0)
             & (self._largest_request >= most)
-            & (self._most_held_now >= held + spare)
-            & ((self._most_held_at_peak >= held + spare) | (self._peak_step > steps))
+            & (self._most_held_now >= held_and_band)
+            & ((self._most_held_at_peak >= held_and_band) | (self._peak_step > steps))
             & ((self._refused_held > held) | (self._refused_steps > steps))
         )
         return np.flatnonzero(possible), limit
+
+    def _least_peak(self, rows: Ints, held: int, steps: int) -> Ints:
+        """Lower bound on each row's peak with the request: its own peak's moment, and the end."""
+        step, size = self._peak_step[rows], self._block_size[rows]
+        together = np.where(step <= steps, (held + step + size - 1) // size, 0)
+        alone = (held + steps + size - 1) // size
+        bound: Ints = np.maximum(self._peak[rows] + together, alone)
+        return bound
 
     def _reindex(self) -> None:
         """Make the columns anew after a replica joined or left."""
@@ -145,10 +162,10 @@ class Fleet:
         self._most_held_at_peak = np.zeros(n, np.int64)
         self._refused_held = np.full(n, _NEVER)
         self._refused_steps = np.full(n, _NEVER)
-        self._refused_guard_band = 0.0
         self.slots = sum(r.slots for r in replicas)
         self.largest_request = int(self._largest_request.max(initial=0))
         self._dirty = set(self._rows)
+        self._unrefined &= self._dirty
 
     def _forget_refusals(self) -> None:
         self._refused_held[:] = _NEVER
@@ -157,9 +174,10 @@ class Fleet:
     def _summarise(self) -> None:
         if not self._dirty:
             return
+        self._refine([self[replica_id] for replica_id in self._unrefined])
+        self._unrefined.clear()
         rows = [self._rows[replica_id] for replica_id in self._dirty]
         self._dirty.clear()
-        self._refresh([self._ledgers[row] for row in rows])
         for row in rows:
             ledger = self._ledgers[row]
             size, capacity = ledger.replica.block_size, ledger.replica.kv_blocks
@@ -172,7 +190,7 @@ class Fleet:
             self._most_held_at_peak[row] = (capacity - profile.peak) * size - profile.peak_time
             self._refused_held[row] = self._refused_steps[row] = _NEVER
 
-    def _refresh(self, ledgers: list[ReplicaLedger]) -> None:
+    def _refine(self, ledgers: list[ReplicaLedger]) -> None:
         """Make the stale estimates of all these ledgers again, in one vectorised call."""
         stale = [(ledger, rows) for ledger in ledgers if len(rows := ledger.stale())]
         if not stale:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from cluster.config import ClusterConfig
 from cluster.controller import Controller
 from cluster.messages import CONTROLLER, NAMESPACE, ClusterStatus
 from replicas.embedded_model import cache_folder
+
+CONNECT_TIMEOUT_S = 5.0
+"""How long a given address may take to accept a connection."""
 
 
 class RayUnreachableError(ConnectionError):
@@ -50,14 +54,13 @@ def connect_ray(address: str | None, *, start_local: bool = True) -> bool:
         "logging_level": "warning",
         "log_to_driver": False,
     }
+    if address is not None:
+        _check_reachable(address)
     try:
         ray.init(address=address or "auto", **options)
     except ConnectionError as error:
         if address is not None:
-            raise RayUnreachableError(
-                f"no Ray cluster answers at {address!r}: check --ray.address and that "
-                f"`ray start --head` runs there ({_first_line(error)})"
-            ) from None
+            raise _unreachable(address, error) from None
         if not start_local:
             raise RayUnreachableError(
                 "no Ray cluster runs on this machine: start one with `tiebreak up`, or give the "
@@ -116,17 +119,14 @@ def create_controller(config: ClusterConfig, *, detached: bool) -> Any:
         config: What to start.
         detached: Whether it outlives this process.
     """
-    controller = (
-        ray.remote(Controller)
-        .options(
-            name=CONTROLLER,
-            namespace=NAMESPACE,
-            lifetime="detached" if detached else None,
-            num_cpus=0,
-            max_concurrency=10_000,
-        )
-        .remote(config.model_dump(mode="json"))
-    )
+    actor: Any = ray.remote(Controller)
+    controller = actor.options(
+        name=CONTROLLER,
+        namespace=NAMESPACE,
+        lifetime="detached" if detached else None,
+        num_cpus=0,
+        max_concurrency=10_000,
+    ).remote(config.model_dump(mode="json"))
     ray.get(controller.start.remote())
     return controller
 
@@ -180,6 +180,23 @@ def stop_ray_head() -> bool:
     subprocess.run([str(ray_command), "stop"], capture_output=True, check=False)
     _started_mark().unlink()
     return True
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes before it gave up on an address where nothing listens."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            raise _unreachable(address, error) from None
+
+
+def _unreachable(address: str, error: OSError) -> RayUnreachableError:
+    return RayUnreachableError(
+        f"no Ray cluster answers at {address!r}: check --ray.address and that "
+        f"`ray start --head` runs there ({_first_line(error)})"
+    )
 
 
 def _use_auth_token() -> None:

@@ -203,6 +203,9 @@ def engine_spec(config: ClusterConfig, on_gpu: bool) -> EngineSpec:
     if not on_gpu:
         vllm_args |= {
             "dtype": "bfloat16",
+            # Compiling takes over a minute of every start; long jobs may want it all the same:
+            # replicas.engine_args {enforce_eager: false}.
+            "enforce_eager": True,
             "kv_cache_memory_bytes": int(replicas.kv_cache_gib * GIB),
             # vLLM's CPU build ends its engine when a seeded request is prefilled in chunks.
             "enable_chunked_prefill": False,

@@ -130,7 +130,7 @@ class ClusterScheduler:
             running = self._running[request_id]
             running.forecast = forecast
             self.fleet[running.replica_id].learn(request_id, forecast)
-            self.fleet.changed(running.replica_id)
+            self.fleet.changed(running.replica_id, refine=True)
 
     def cancel(self, request_id: str, now: float) -> bool:
         """The client wants no more of it. Returns False when it was not known."""
@@ -164,7 +164,7 @@ class ClusterScheduler:
         """A replica's own counts of output tokens, counted from each original prompt."""
         if replica_id in self.fleet:
             self.fleet[replica_id].progressed(tokens_by_request)
-            self.fleet.changed(replica_id)
+            self.fleet.changed(replica_id, refine=True)
 
     def evicted(self, replica_id: str, request_id: str, tokens: int, now: float) -> None:
         """The engine evicted a request at `tokens` output tokens and will run it again there."""
@@ -172,7 +172,7 @@ class ClusterScheduler:
         if running is not None and running.replica_id == replica_id:
             running.forecast = raised_lower(running.forecast, tokens)
             self.fleet[replica_id].learn(request_id, running.forecast)
-            self.fleet.changed(replica_id)
+            self.fleet.changed(replica_id, refine=True)
 
     def finished(self, replica_id: str, request_id: str, tokens: int, now: float) -> bool:
         """A request ended on a replica with `tokens` output tokens.
