@@ -1,0 +1,1 @@
+"""From a file of prompts to rows of work, streamed; bad rows are set apart."""

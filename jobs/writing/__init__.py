@@ -1,0 +1,1 @@
+"""From results to a folder that survives a kill at any instant."""
