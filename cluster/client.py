@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import ray
@@ -67,8 +67,8 @@ class ClusterClient:
 
     async def __aenter__(self) -> ClusterClient:
         self._tasks = [
-            asyncio.create_task(self._submit_forever()),
-            asyncio.create_task(self._follow_controller()),
+            asyncio.create_task(self._until_it_fails(self._submit_forever())),
+            asyncio.create_task(self._until_it_fails(self._follow_controller())),
         ]
         return self
 
@@ -149,14 +149,10 @@ class ClusterClient:
             if not self._unsent:
                 self._unsent_filled.clear()
             submissions = self._submissions([call for call in batch if not call.done])
-            try:
-                if submissions:
-                    await _answer(self._controller.submit, self.client_id, submissions)
-                if abandoned:
-                    await _answer(self._controller.cancel, self.client_id, abandoned)
-            except ray.exceptions.RayActorError as error:
-                self._fail_all(f"the controller is gone: {error}")
-                return
+            if submissions:
+                await _answer(self._controller.submit, self.client_id, submissions)
+            if abandoned:
+                await _answer(self._controller.cancel, self.client_id, abandoned)
 
     def _submissions(self, calls: list[Call]) -> list[Submission]:
         received = [call.received_tokens for call in calls]
@@ -196,11 +192,7 @@ class ClusterClient:
     async def _follow_controller(self) -> None:
         received = 0
         while True:
-            try:
-                received, events = await _answer(self._controller.take, self.client_id, received)
-            except ray.exceptions.RayActorError as error:
-                self._fail_all(f"the controller is gone: {error}")
-                return
+            received, events = await _answer(self._controller.take, self.client_id, received)
             for event in events:
                 self._handle(event)
 
@@ -227,9 +219,17 @@ class ClusterClient:
             if call.restart():
                 self._send(call)
 
-    def _fail_all(self, error: str) -> None:
+    async def _until_it_fails(self, work: Coroutine[Any, Any, None]) -> None:
+        """Whatever ends the talk with the controller ends the calls: nobody waits in vain."""
+        try:
+            await work
+        except ray.exceptions.RayActorError as error:
+            reason = f"the controller is gone: {error}"
+        except Exception as error:
+            logger.exception("the client failed")
+            reason = f"the client failed: {error!r}"
         for call in self._calls.values():
-            call.fail(error)
+            call.fail(reason)
 
     # From the replicas.
 

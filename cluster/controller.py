@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections import defaultdict
 from typing import Any
@@ -100,22 +101,32 @@ class Controller:
         """Queue generations; answers come as events (see `take`). Idempotent by request id."""
         now = time.monotonic()
         self._outbox(client_id)
-        fresh = [s for s in submissions if self._is_new(s)]
-        requests = [_request(submission, now) for submission in fresh]
-        forecasts = self._forecasting.prior(requests)
+        fresh: list[tuple[Submission, Request]] = []
+        for submission in submissions:
+            if self._is_new(submission):
+                try:
+                    fresh.append((submission, _request(submission, now)))
+                except ValueError as error:
+                    self._refuse(submission, error)
+        forecasts = self._forecasting.prior([request for _, request in fresh])
         accepted = []
-        for submission, request, forecast in zip(fresh, requests, forecasts, strict=True):
+        for (submission, request), forecast in zip(fresh, forecasts, strict=True):
             generation = submission.generation
             try:
                 self._scheduler.submit(request, forecast, now, attempt=generation.attempt)
             except ImpossibleRequestError as error:
-                self._counters.refused += 1
-                self._outbox(client_id).put([Refused(generation.request_id, str(error))])
+                self._refuse(submission, error)
                 continue
             self._submissions[generation.request_id] = submission
             accepted.append(request)
         self._forecasting.ask(accepted)
         self._wake.set()
+
+    def _refuse(self, submission: Submission, error: ValueError) -> None:
+        generation = submission.generation
+        self._counters.refused += 1
+        self._submissions.pop(generation.request_id, None)
+        self._outbox(generation.client_id).put([Refused(generation.request_id, str(error))])
 
     async def cancel(self, client_id: str, request_ids: list[str]) -> None:
         """Forget requests, wherever they are."""
@@ -194,6 +205,14 @@ class Controller:
     # Decisions.
 
     async def _decide_forever(self) -> None:
+        try:
+            await self._decide_each_tick()
+        except Exception:
+            # Without decisions everybody would wait for ever; a dead controller is noticed.
+            logger.exception("the scheduling core failed, so this process ends")
+            os._exit(1)
+
+    async def _decide_each_tick(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_TICK_S):

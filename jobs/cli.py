@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
@@ -14,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cluster.client import NoClusterError, connect_controller
-from cluster.config import ClusterConfig, ConfigError, fields
+from cluster.config import ClusterConfig, fields
 from cluster.lifecycle import (
     RayUnreachableError,
     StartError,
@@ -27,22 +25,10 @@ from cluster.lifecycle import (
 )
 from cluster.messages import ClusterStatus
 from jobs.bench import bench
+from jobs.command import run
 from jobs.doctor import examine
-from jobs.errors import InputError, OutputError
-from jobs.generate_command import generate
+from jobs.generate import generate
 from jobs.options import shown, with_config
-from replicas.embedded_model import ModelNotFoundError
-
-USER_ERRORS = (
-    ConfigError,
-    InputError,
-    ModelNotFoundError,
-    NoClusterError,
-    OutputError,
-    RayUnreachableError,
-    StartError,
-)
-"""Errors that say in one line what to do; everything else is a defect and keeps its traceback."""
 
 app = typer.Typer(
     name="tiebreak",
@@ -179,18 +165,8 @@ def _print_status(status: ClusterStatus) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line; a user's error becomes one line and exit status 2.
-
-    Args:
-        words: The arguments; None takes the process's own.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        app(sys.argv[1:] if words is None else list(words))
-    except USER_ERRORS as error:
-        messages.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(2)
-    sys.exit(0)
+    """Entry point of `tiebreak`; `words` are the arguments, None takes the process's own."""
+    run(app, words)
 
 
 if __name__ == "__main__":

@@ -1,283 +1,362 @@
-"""Offline generation: a file of prompts in, a folder of answers out, none lost."""
+"""`tiebreak generate`: the options of an offline job, its progress bar and its report."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import signal
-import sys
+import hashlib
+import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from cluster.call import Completion, GenerationRequest
-from cluster.client import ClusterClient
-from cluster.messages import ClusterStatus
+import ray
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as ProgressBar
+
+from cluster.config import ClusterConfig, ConfigError
+from cluster.lifecycle import find_controller, running_cluster
 from cluster.prompts import PromptEncoder
-from jobs.reading.inputs import BadRow, JobInput, JobRow
-from jobs.writing.outputs import OutputFullError, ResultRow, ResultWriter
-from policies.request import RequestClass
+from jobs.command import run
+from jobs.errors import InputError
+from jobs.generate_job import GenerateJob, GenerateOptions, Progress, RunResult
+from jobs.options import given_model, with_config
+from jobs.reading.inputs import InputFormat, InputOptions, JobInput, open_input
+from jobs.reading.sampling import SAMPLING_NAMES, SamplingError, checked_sampling
+from jobs.report import COLUMNS, OutputReport, render
+from jobs.writing.manifest import JobFolder, claim_folder
+from jobs.writing.ordered import write_openai_batch, write_ordered
+from jobs.writing.outputs import ResultWriter
+from jobs.writing.parts import ERRORS, RESULTS, count_rows, live_files, read_batches
 
-READ_CHUNK = 64
-"""Rows that are read and tokenized at a time, in a thread beside the event loop."""
+console = Console()
+messages = Console(stderr=True)
 
-FULL_DISK_RETRY_S = 10.0
-"""Pause before a flush is tried again when there was no room for it."""
+INPUT_PANEL = "Input"
+SAMPLING_PANEL = "Sampling"
+OUTPUT_PANEL = "Output"
 
-
-@dataclass(frozen=True, slots=True)
-class GenerateOptions:
-    """How the rows of a job are generated.
-
-    Attributes:
-        max_tokens: Most output tokens of a row that does not say it itself.
-        sampling: `vllm.SamplingParams` of rows that do not set them themselves.
-        chat_template: Whether a prompt is put to the model as a user's chat message.
-        token_ids: Whether the answers' token ids are written too.
-        window: Rows in flight at once: what the policies can choose from.
-        online: Submit as online requests, which stand before offline ones.
-    """
-
-    max_tokens: int
-    sampling: dict[str, Any]
-    chat_template: bool = True
-    token_ids: bool = False
-    window: int = 8192
-    online: bool = False
+LOG_INTERVAL_S = 10.0
+"""How often progress is printed where there is no terminal to draw a bar on."""
 
 
-@dataclass(slots=True)
-class Progress:
-    """What a job has done so far in this run."""
-
-    finished: int = 0
-    errors: int = 0
-    output_tokens: int = 0
-    disk_full: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """A run that came to its end.
-
-    Attributes:
-        progress: What it did.
-        wall_s: Seconds it took.
-        interrupted: It was asked to stop; the rest is left for the next run.
-        before: The cluster when it began.
-        after: The cluster when it ended.
-    """
-
-    progress: Progress
-    wall_s: float
-    interrupted: bool
-    before: ClusterStatus
-    after: ClusterStatus
-
-
-class GenerateJob:
-    """Streams rows through the cluster into a writer.
-
-    Memory is bounded by the window: rows are read and tokenized as others finish.
-
-    Args:
-        controller: The cluster's controller.
-        source: Where the rows come from.
-        writer: Where the results go; rows it has already are skipped.
-        encoder: Makes tokens of prompts.
-        options: How to generate.
-        job_id: Prefix of the request ids; the same for every run of the job, so that a run which
-            follows a killed one takes over what its predecessor left in the cluster.
-        on_progress: Called after every change.
-    """
-
-    def __init__(
-        self,
-        controller: Any,
-        source: JobInput,
-        writer: ResultWriter,
-        encoder: PromptEncoder,
-        options: GenerateOptions,
-        job_id: str,
-        on_progress: Callable[[Progress], None],
-    ) -> None:
-        self._controller = controller
-        self._writer = writer
-        self._encoder = encoder
-        self._options = options
-        self._job_id = job_id
-        self._on_progress = on_progress
-        self._progress = Progress()
-        self._rows: Iterator[JobRow | BadRow] = source.rows(skip=writer.finished)
-        self._ended: asyncio.Queue[tuple[JobRow, Completion]] = asyncio.Queue()
-        self._running: set[asyncio.Task[None]] = set()
-        self._stopping = False
-
-    async def run(self) -> RunResult:
-        """Generate everything that is not finished yet."""
-        started_s = time.monotonic()
-        with self._stop_on_signals():
-            async with ClusterClient(self._controller) as client:
-                before = await client.status()
-                await self._stream(client)
-                after = await client.status()
-        await asyncio.to_thread(self._writer.close)
-        wall_s = time.monotonic() - started_s
-        return RunResult(self._progress, wall_s, self._stopping, before, after)
-
-    async def _stream(self, client: ClusterClient) -> None:
-        exhausted = False
-        while not self._stopping:
-            room = self._options.window - len(self._running)
-            if room > 0 and not exhausted and not self._progress.disk_full:
-                chunk = await asyncio.to_thread(self._read, min(room, READ_CHUNK))
-                exhausted = not chunk
-                self._start(client, chunk)
-                self._collect()
-            elif self._running:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.5):
-                        self._record(*await self._ended.get())
-                self._collect()
-            elif not self._progress.disk_full:
-                return
-            else:
-                await asyncio.sleep(FULL_DISK_RETRY_S)
-            if self._writer.is_due() or self._progress.disk_full:
-                await self._flush()
-        for task in self._running:
-            task.cancel()
-
-    def _read(self, most: int) -> list[tuple[JobRow | BadRow, GenerationRequest | None]]:
-        """The next rows with their requests; a row that cannot be encoded becomes a bad one."""
-        chunk: list[tuple[JobRow | BadRow, GenerationRequest | None]] = []
-        for row in itertools.islice(self._rows, most):
-            if isinstance(row, BadRow):
-                chunk.append((row, None))
-                continue
-            try:
-                chunk.append((row, self._request(row)))
-            except ValueError as error:
-                chunk.append((row.failed(str(error)), None))
-        return chunk
-
-    def _request(self, row: JobRow) -> GenerationRequest:
-        options = self._options
-        sampling = {**options.sampling, **row.sampling}
-        max_tokens = sampling.pop("max_tokens", options.max_tokens)
-        prompt = row.messages if row.messages is not None else row.prompt
-        assert prompt is not None, "a row has a prompt or messages"
-        token_ids = self._encoder.encode(prompt, chat_template=options.chat_template)
-        if not token_ids:
-            raise ValueError("the prompt has no tokens, must have at least one")
-        return GenerationRequest(
-            request_id=f"{self._job_id}/{row.row_index}",
-            prompt_token_ids=token_ids,
-            max_tokens=max_tokens,
-            sampling=sampling,
-            request_class=RequestClass.ONLINE if options.online else RequestClass.OFFLINE,
-        )
-
-    def _start(
-        self,
-        client: ClusterClient,
-        chunk: list[tuple[JobRow | BadRow, GenerationRequest | None]],
-    ) -> None:
-        for row, request in chunk:
-            if isinstance(row, BadRow) or request is None:
-                assert isinstance(row, BadRow)
-                self._record_error(row)
-                continue
-            task = asyncio.create_task(self._generate(client, row, request))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
-
-    async def _generate(
-        self, client: ClusterClient, row: JobRow, request: GenerationRequest
-    ) -> None:
-        self._ended.put_nowait((row, await client.complete(request)))
-
-    def _collect(self) -> None:
-        while not self._ended.empty():
-            self._record(*self._ended.get_nowait())
-
-    def _record(self, row: JobRow, completion: Completion) -> None:
-        if completion.finish_reason == "error":
-            self._record_error(row.failed(completion.error))
-            return
-        self._writer.add(result_row(row, completion, self._encoder.model, self._options.token_ids))
-        self._progress.finished += 1
-        self._progress.output_tokens += len(completion.token_ids)
-        self._on_progress(self._progress)
-
-    def _record_error(self, bad: BadRow) -> None:
-        self._writer.add_error(bad)
-        self._progress.errors += 1
-        self._on_progress(self._progress)
-
-    async def _flush(self) -> None:
-        """Make finished rows durable; with no room for them nothing new is read until there is."""
-        try:
-            await asyncio.to_thread(self._writer.flush)
-            self._progress.disk_full = False
-        except OutputFullError:
-            self._progress.disk_full = True
-        self._on_progress(self._progress)
-
-    @contextlib.contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """On the first Ctrl-C or SIGTERM finish cleanly; a second one ends the process at once."""
-        loop = asyncio.get_running_loop()
-
-        def stop(number: int) -> None:
-            self._stopping = True
-            loop.remove_signal_handler(number)
-
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
-            loop.add_signal_handler(number, stop, number)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
-
-def result_row(row: JobRow, completion: Completion, model: str, token_ids: bool) -> ResultRow:
-    """What the output says of a finished row."""
-    forecast = completion.forecast
-    return ResultRow(
-        row_index=row.row_index,
-        row_id=row.row_id,
-        prompt=row.prompt_text,
-        text=completion.text,
-        token_ids=completion.token_ids if token_ids else None,
-        finish_reason=completion.finish_reason,
-        prompt_tokens=completion.prompt_tokens,
-        output_tokens=len(completion.token_ids),
-        queue_s=completion.queue_s,
-        ttft_s=completion.ttft_s,
-        latency_s=completion.latency_s,
-        finished_unix_s=time.time(),
-        replica=completion.replica_id,
-        attempts=completion.attempts,
-        evictions=completion.preemptions,
-        recomputed_tokens=completion.recomputed_tokens,
-        forecast_mu=forecast.mu if forecast else None,
-        forecast_sigma=forecast.sigma if forecast else None,
-        forecast_lower=forecast.lower if forecast else None,
-        forecast_upper=forecast.upper if forecast else None,
-        forecast_source=forecast.source if forecast else None,
-        energy_joules=completion.energy_joules,
-        energy_source=None,
-        endpoint=row.batch_line.endpoint if row.batch_line else None,
-        model=model,
+def generate(
+    config: ClusterConfig,
+    input_uri: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            help="File, folder, glob or URI with prompts: JSONL (plain or OpenAI batch lines), "
+            "Parquet, CSV or text lines.",
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ],
+    output_uri: Annotated[
+        str,
+        typer.Option(
+            "--output",
+            help="Folder or URI for the answers; the same command resumes an unfinished job there.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ],
+    input_format: Annotated[
+        InputFormat | None,
+        typer.Option("--format", help="Default: from the file names.", rich_help_panel=INPUT_PANEL),
+    ] = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="Column of prompts. Default: prompt.", rich_help_panel=INPUT_PANEL),
+    ] = None,
+    messages_column: Annotated[
+        str | None,
+        typer.Option(help="Column of chats. Default: messages.", rich_help_panel=INPUT_PANEL),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of row ids. Default: id, row_id or custom_id if there; '' numbers rows.",
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = None,
+    chat_template: Annotated[
+        bool,
+        typer.Option(
+            help="Put each prompt to the model as a user's chat message.",
+            rich_help_panel=INPUT_PANEL,
+        ),
+    ] = True,
+    max_tokens: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Most output tokens of a row that does not say it itself.",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
+    ] = 256,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="0 decodes greedily. Default: vLLM's, 1.",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Makes sampling repeatable.", rich_help_panel=SAMPLING_PANEL),
+    ] = None,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Any other sampling parameter, e.g. top_p=0.9; may be repeated.",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
+    ] = None,
+    token_ids: Annotated[
+        bool, typer.Option(help="Write token ids too.", rich_help_panel=OUTPUT_PANEL)
+    ] = False,
+    ordered: Annotated[
+        bool,
+        typer.Option(
+            help="At the end write output.parquet in the input's order.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Delete what an earlier job left in the output folder.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
+    retry_errors: Annotated[
+        bool,
+        typer.Option(
+            "--retry-errors",
+            help="Run the rows again that ended in errors.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = False,
+    window: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Rows in flight at once, from which the policy chooses.",
+            rich_help_panel=SAMPLING_PANEL,
+        ),
+    ] = 8192,
+    flush_s: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Seconds of finished work that a kill of this process can cost.",
+            rich_help_panel=OUTPUT_PANEL,
+        ),
+    ] = 5.0,
+    report_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT_PANEL),
+    ] = False,
+) -> None:
+    """Generate answers for a file of prompts on a running cluster, or on one made for the job."""
+    source = open_input(
+        input_uri,
+        InputOptions(
+            input_format=input_format,
+            prompt_column=prompt_column,
+            messages_column=messages_column,
+            id_column=id_column,
+        ),
     )
+    summary = source.check()
+    options = GenerateOptions(
+        max_tokens=max_tokens,
+        sampling=_sampling(sampling or [], temperature, seed),
+        chat_template=chat_template,
+        token_ids=token_ids,
+        window=window,
+    )
+    controller = find_controller(config.ray.address)
+    config = _of_running_cluster(config, controller)
+    identity = {
+        "input": source.identity(),
+        "model": config.model,
+        "max_tokens": max_tokens,
+        "sampling": options.sampling,
+        "chat_template": chat_template,
+        "token_ids": token_ids,
+    }
+    with claim_folder(
+        output_uri,
+        identity,
+        input_uri=input_uri,
+        now_unix_s=time.time(),
+        overwrite=overwrite,
+        retry_errors=retry_errors,
+    ) as folder:
+        if folder.is_complete:
+            messages.print(
+                f"{output_uri} is complete already: {folder.manifest.result_rows:,} results, "
+                f"{folder.manifest.error_rows:,} errors; --overwrite starts anew"
+            )
+        else:
+            writer = ResultWriter(folder.storage, flush_interval_s=flush_s)
+            result = _run(config, source, summary.rows, folder, writer, options)
+            report = _finish(folder, source, result, ordered)
+            if report_json:
+                console.print_json(data=report.as_dict(result))
+            else:
+                console.print(render(report, result))
+                place = output_uri if "://" in output_uri else str(Path(output_uri).resolve())
+                console.print(f"answers in {place}/parts", soft_wrap=True, highlight=False)
+            if result.interrupted:
+                messages.print("interrupted; the same command goes on where this run stopped")
+                raise typer.Exit(130)
+
+
+def _run(
+    config: ClusterConfig,
+    source: JobInput,
+    rows: int | None,
+    folder: JobFolder,
+    writer: ResultWriter,
+    options: GenerateOptions,
+) -> RunResult:
+    encoder = PromptEncoder(config.model)
+    if options.chat_template and not encoder.has_chat_template:
+        raise InputError(
+            f"model {config.model!r} has no chat template: pass --no-chat-template to send prompts "
+            "as they are"
+        )
+    with contextlib.ExitStack() as exit_stack:
+        with messages.status("starting the cluster and loading the model"):
+            controller, _ = exit_stack.enter_context(running_cluster(config))
+        for replica in ray.get(controller.status.remote()).replicas:
+            if replica.state == "failed":
+                messages.print(f"{replica.replica_id} did not start: {replica.error}", markup=False)
+        with JobProgress(rows, done=writer.result_rows + writer.error_rows) as progress:
+            job = GenerateJob(
+                controller, source, writer, encoder, options, _job_id(folder), progress.update
+            )
+            return asyncio.run(job.run())
+
+
+def _finish(folder: JobFolder, source: JobInput, result: RunResult, ordered: bool) -> OutputReport:
+    """Read the parts for the report, and once every row has ended close the job."""
+    report = OutputReport()
+    for name in live_files(folder.storage, RESULTS):
+        for batch in read_batches(folder.storage, name, COLUMNS):
+            report.add(batch.to_pandas())
+    if not result.interrupted:
+        if source.is_openai_batch:
+            write_openai_batch(folder.storage)
+        if ordered:
+            write_ordered(folder.storage)
+        errors = count_rows(folder.storage, ERRORS)
+        folder.complete(
+            rows=report.rows + errors,
+            result_rows=report.rows,
+            error_rows=errors,
+            now_unix_s=time.time(),
+            report=report.as_dict(result),
+        )
+    return report
+
+
+def _of_running_cluster(config: ClusterConfig, controller: Any | None) -> ClusterConfig:
+    """The configuration of the cluster that is joined, if one runs."""
+    if controller is None:
+        return config
+    running = ClusterConfig(**ray.get(controller.config.remote()))
+    wanted = given_model(config)
+    if wanted is not None and wanted != running.model:
+        raise ConfigError(
+            f"--model is {wanted!r}, but the running cluster serves {running.model!r}: leave "
+            "--model out, or `tiebreak down` first"
+        )
+    messages.print(f"joining the running cluster: {running.model}, policy {running.policy.name}")
+    return running
+
+
+def _sampling(pairs: list[str], temperature: float | None, seed: int | None) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or name not in SAMPLING_NAMES:
+            known = ", ".join(sorted(SAMPLING_NAMES))
+            raise ConfigError(f"--sampling {pair!r} is not NAME=VALUE with a name among: {known}")
+        values[name] = yaml.safe_load(text)
+    if temperature is not None:
+        values["temperature"] = temperature
+    if seed is not None:
+        values["seed"] = seed
+    try:
+        return checked_sampling(values)
+    except SamplingError as error:
+        raise ConfigError(f"--sampling: {error}") from None
+
+
+def _job_id(folder: JobFolder) -> str:
+    """The same for every run of the job, so that a run continues under its predecessor's ids."""
+    text = json.dumps([folder.storage.uri, folder.manifest.identity], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class JobProgress:
+    """A progress bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, rows: int | None, done: int) -> None:
+        self._done = done
+        self._rows = rows
+        self._last_log_s = time.monotonic()
+        self._bar = ProgressBar(
+            TextColumn("[bold]generating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=messages,
+            disable=not messages.is_terminal,
+        )
+        self._task = self._bar.add_task("generate", total=rows, completed=done, rate="")
+        self._started_s = time.monotonic()
+
+    def __enter__(self) -> JobProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show what the job has done."""
+        now_s = time.monotonic()
+        completed = self._done + progress.finished + progress.errors
+        rate = f"{progress.output_tokens / max(now_s - self._started_s, 1e-9):,.0f} tokens/s"
+        if progress.errors:
+            rate += f", {progress.errors:,} errors"
+        if progress.disk_full:
+            rate += ", NO ROOM for the output: free some space, nothing is lost"
+        self._bar.update(self._task, completed=completed, rate=rate)
+        if not messages.is_terminal and now_s - self._last_log_s >= LOG_INTERVAL_S:
+            self._last_log_s = now_s
+            of = f" of {self._rows:,}" if self._rows else ""
+            messages.print(f"{completed:,}{of} rows, {rate}")
 
 
 if __name__ == "__main__":
-    from jobs.cli import main
-
-    main(["generate", *sys.argv[1:]])
+    only_command = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    only_command.command()(with_config(generate))
+    run(only_command)

@@ -13,7 +13,7 @@ from rich.table import Table
 from scipy.stats import kendalltau
 
 from cluster.messages import ClusterStatus
-from jobs.generate import RunResult
+from jobs.generate_job import RunResult
 
 PERCENTILES = (0.5, 0.9, 0.99)
 SKETCH_ERROR = 0.005
