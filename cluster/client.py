@@ -75,8 +75,9 @@ class ClusterClient:
     async def __aexit__(self, *exc_info: object) -> None:
         for task in [*self._tasks, *self._readers.values()]:
             task.cancel()
+        abandoned = [*self._abandoned, *(i for i, c in self._calls.items() if not c.done)]
         with contextlib.suppress(ray.exceptions.RayError):
-            await self._controller.leave.remote(self.client_id)
+            await self._controller.leave.remote(self.client_id, abandoned)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[Delta]:
         """Run a request and yield its output as it comes; the last delta has a `finish_reason`.

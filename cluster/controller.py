@@ -142,11 +142,13 @@ class Controller:
         """Long poll: the next batch of a client's events (see `Outbox.take`)."""
         return await self._outbox(client_id).take(received, LONG_POLL_S)
 
-    async def leave(self, client_id: str) -> None:
-        """A client says goodbye: its requests are cancelled."""
+    async def leave(self, client_id: str, abandoned: list[str]) -> None:
+        """A client says goodbye; what it abandons is cancelled.
+
+        The rest is finished as far as it knows, whether or not the replica's report is here yet.
+        """
         self._outboxes.pop(client_id, None)
-        mine = [i for i, s in self._submissions.items() if s.generation.client_id == client_id]
-        await self.cancel(client_id, mine)
+        await self.cancel(client_id, abandoned)
 
     # What replicas call.
 
@@ -284,7 +286,8 @@ class Controller:
         lost = [c for c, outbox in self._outboxes.items() if outbox.idle_s() > CLIENT_LOST_S]
         for client_id in lost:
             logger.warning("client %s is gone: cancelling its requests", client_id)
-            self._spawn(self.leave(client_id))
+            mine = [i for i, s in self._submissions.items() if s.generation.client_id == client_id]
+            self._spawn(self.leave(client_id, mine))
 
     def _is_new(self, submission: Submission) -> bool:
         """Whether it is not the repetition of one that waits or runs.
