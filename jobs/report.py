@@ -19,6 +19,9 @@ PERCENTILES = (0.5, 0.9, 0.99)
 SKETCH_ERROR = 0.005
 """Relative error of a percentile."""
 
+MACHINE_METER = "zeus:rapl"
+"""The meter that counts a whole machine: replicas of one node all see the same joules."""
+
 RANKED_ROWS = 20_000
 """Rows whose forecasts are ranked against their lengths: the first ones that finished."""
 
@@ -150,14 +153,16 @@ class OutputReport:
 
 
 def joules(before: ClusterStatus, after: ClusterStatus) -> float | None:
-    """Energy that all replicas metered between two states; None unless each has a meter."""
+    """Energy metered between two states; None unless every replica has a meter."""
     earlier = {r.replica_id: r.total_joules or 0.0 for r in before.replicas}
-    spent = 0.0
+    spent: dict[str, float] = {}
     for replica in after.replicas:
         if replica.total_joules is None:
             return None
-        spent += replica.total_joules - earlier.get(replica.replica_id, 0.0)
-    return spent if after.replicas else None
+        own = replica.total_joules - earlier.get(replica.replica_id, 0.0)
+        device = replica.node if replica.energy_source == MACHINE_METER else replica.replica_id
+        spent[device] = max(own, spent.get(device, 0.0))
+    return sum(spent.values()) if spent else None
 
 
 def energy_source(status: ClusterStatus) -> str:
