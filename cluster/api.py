@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import msgspec
 import ray
 
 from cluster.call import Completion, GenerationRequest
@@ -92,7 +93,8 @@ class Cluster:
             for ordinal, prompt in enumerate(prompts)
         )
         for completion in self._stream(requests):
-            yield completion_with_id(completion, completion.request_id.removeprefix(run))
+            ordinal = completion.request_id.removeprefix(run)
+            yield msgspec.structs.replace(completion, request_id=ordinal)
 
     def _stream(self, requests: Iterator[GenerationRequest]) -> Iterator[Completion]:
         """Run the requests on an event loop in a thread, `WINDOW` at a time."""
@@ -131,10 +133,3 @@ class Cluster:
         finally:
             stopped.set()
             worker.join()
-
-
-def completion_with_id(completion: Completion, request_id: str) -> Completion:
-    """The completion under another id."""
-    import msgspec
-
-    return msgspec.structs.replace(completion, request_id=request_id)

@@ -93,10 +93,6 @@ class ReplicaLedger:
             self._profile = MemoryProfile(ints[_PROMPT] + generated, steps, self.replica.block_size)
         return self._profile
 
-    def generated_tokens(self, request_id: str) -> int:
-        """Output tokens the entry is known to have."""
-        return int(self._ints[_GENERATED, self._rows[request_id]])
-
     def add(self, request: Request, forecast: Forecast, estimate: int) -> None:
         """Enter a request that is dispatched here, projected to reach `estimate` output tokens."""
         row = len(self._ids)

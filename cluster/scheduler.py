@@ -156,10 +156,6 @@ class ClusterScheduler:
         self._recalls = [r for r in self._recalls if r.replica_id != replica_id]
         return orphans
 
-    def adopt(self, request: Request, forecast: Forecast, replica_id: str, attempt: int) -> None:
-        """Enter a request that already runs on a replica (a controller that was restarted)."""
-        self._enter(request, forecast, request.max_tokens, replica_id, attempt)
-
     def progressed(self, replica_id: str, tokens_by_request: Mapping[str, int], now: float) -> None:
         """A replica's own counts of output tokens, counted from each original prompt."""
         if replica_id in self.fleet:

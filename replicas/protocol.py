@@ -33,11 +33,6 @@ class EngineInfo(msgspec.Struct, frozen=True):
     max_model_len: int
     kind: str = "vllm"
 
-    @property
-    def kv_tokens(self) -> int:
-        """Capacity M in tokens."""
-        return self.kv_blocks * self.block_size
-
 
 class PromptSlice(msgspec.Struct, frozen=True):
     """A prompt inside a chunk of prompts in the object store.

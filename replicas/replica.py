@@ -145,10 +145,6 @@ class ReplicaActor:
         """Long poll: the next batch of a client's deltas (see `Outbox.take`)."""
         return await self._outbox(client_id).take(received, LONG_POLL_S)
 
-    async def requests(self) -> dict[str, tuple[int, int]]:
-        """Attempt and output tokens so far of everything that runs here."""
-        return {i: (r.attempt, r.output_tokens) for i, r in self._requests.items()}
-
     async def watch(self) -> None:
         """Never returns: whoever awaits it learns when this process ends."""
         await asyncio.Event().wait()
