@@ -44,6 +44,10 @@ class NoClusterError(RuntimeError):
     """No Tiebreak cluster runs where one was looked for."""
 
 
+class ClusterLostError(NoClusterError):
+    """The controller is gone; what was in flight has no result and may be submitted again."""
+
+
 class ClusterClient:
     """Submits requests, receives their tokens, and keeps every request alive until it has ended.
 
@@ -58,6 +62,7 @@ class ClusterClient:
     def __init__(self, controller: Any) -> None:
         self.client_id = f"client-{uuid.uuid4().hex[:12]}"
         self._controller = controller
+        self._lost = ""
         self._calls: dict[str, Call] = {}
         self._unsent: list[Call] = []
         self._abandoned: list[str] = []
@@ -86,11 +91,13 @@ class ClusterClient:
 
         Raises:
             ValueError: A request with this id is in flight.
+            ClusterLostError: The controller is gone.
         """
         call = self._begin(request)
         try:
             while True:
                 delta = await call.deltas()
+                self._check_not_lost()
                 yield delta
                 if delta.finish_reason is not None:
                     return
@@ -102,11 +109,13 @@ class ClusterClient:
 
         Raises:
             ValueError: A request with this id is in flight.
+            ClusterLostError: The controller is gone.
         """
         call = self._begin(request)
         try:
             while not call.done:
                 await call.deltas()
+                self._check_not_lost()
             return call.completion()
         finally:
             self._forget(call)
@@ -116,7 +125,12 @@ class ClusterClient:
         status: ClusterStatus = await self._controller.status.remote()
         return status
 
+    def _check_not_lost(self) -> None:
+        if self._lost:
+            raise ClusterLostError(self._lost)
+
     def _begin(self, request: GenerationRequest) -> Call:
+        self._check_not_lost()
         if request.request_id in self._calls:
             raise ValueError(f"request id {request.request_id!r} is in flight already")
         if not request.prompt_token_ids or request.max_tokens < 1:
@@ -225,12 +239,13 @@ class ClusterClient:
         try:
             await work
         except ray.exceptions.RayActorError as error:
-            reason = f"the controller is gone: {error}"
+            first_line = str(error).strip().splitlines()[0]
+            self._lost = f"the controller is gone, submit again once it is back: {first_line}"
         except Exception as error:
             logger.exception("the client failed")
-            reason = f"the client failed: {error!r}"
+            self._lost = f"the client failed: {error!r}"
         for call in self._calls.values():
-            call.fail(reason)
+            call.fail(self._lost)
 
     # From the replicas.
 

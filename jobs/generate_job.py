@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.call import Completion, GenerationRequest
-from cluster.client import ClusterClient
+from cluster.client import ClusterClient, ClusterLostError
 from cluster.messages import ClusterStatus
 from cluster.prompts import PromptEncoder
 from jobs.reading.inputs import BadRow, JobInput, JobRow
@@ -113,14 +113,23 @@ class GenerateJob:
         self._ended: asyncio.Queue[tuple[JobRow, Completion]] = asyncio.Queue()
         self._running: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._lost: ClusterLostError | None = None
 
     async def run(self) -> RunResult:
-        """Generate everything that is not finished yet."""
+        """Generate everything that is not finished yet.
+
+        Raises:
+            ClusterLostError: The controller is gone; what has finished is written, the rest is left
+                for the next run.
+        """
         started_s = time.monotonic()
         with self._stop_on_signals():
             async with ClusterClient(self._controller) as client:
                 before = await client.status()
                 await self._stream(client)
+                if self._lost is not None:
+                    await asyncio.to_thread(self._writer.close)
+                    raise self._lost
                 after = await client.status()
         await asyncio.to_thread(self._writer.close)
         wall_s = time.monotonic() - started_s
@@ -196,7 +205,11 @@ class GenerateJob:
     async def _generate(
         self, client: ClusterClient, row: JobRow, request: GenerationRequest
     ) -> None:
-        self._ended.put_nowait((row, await client.complete(request)))
+        try:
+            self._ended.put_nowait((row, await client.complete(request)))
+        except ClusterLostError as error:
+            self._lost = error
+            self._stopping = True
 
     def _collect(self) -> None:
         while not self._ended.empty():

@@ -12,7 +12,7 @@ import ray
 
 from cluster.api import Cluster
 from cluster.call import Completion, GenerationRequest
-from cluster.client import ClusterClient
+from cluster.client import ClusterClient, ClusterLostError
 from cluster.config import ClusterConfig, parse_config
 from cluster.lifecycle import StartError, running_cluster
 from cluster.messages import NAMESPACE, ClusterStatus
@@ -162,6 +162,21 @@ def test_an_impossible_request_fails_alone_and_names_the_limit() -> None:
     assert bad.finish_reason == "error"
     assert "needs 5020 tokens" in bad.error
     assert "hold 256" in bad.error
+
+
+def test_a_lost_controller_is_an_error_of_the_cluster_and_not_of_the_requests() -> None:
+    async def lose(controller: Any) -> None:
+        async with ClusterClient(controller) as client:
+            call = asyncio.create_task(client.complete(generation(1, tokens=390)))
+            await asyncio.sleep(0.3)
+            ray.kill(controller)
+            with pytest.raises(ClusterLostError, match="controller is gone"):
+                await call
+            with pytest.raises(ClusterLostError):
+                await client.complete(generation(2))
+
+    with running_cluster(simulated(count=1)) as (controller, _):
+        asyncio.run(lose(controller))
 
 
 def test_another_client_with_the_same_id_takes_the_request_over() -> None:
