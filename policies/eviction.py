@@ -16,11 +16,19 @@ from policies.registry import Registry, check_choice
 
 _VARIANTS = ("realtime", "stored")
 
+NEVER = int(np.iinfo(np.int64).max // 2)
+"""Output tokens that no request reaches."""
+
 
 class Eviction(Protocol):
-    """Decides who is evicted first."""
+    """Decides who is evicted first, who is evicted in any case, and what is learnt of it.
+
+    Attributes:
+        memory_only: Whether `deadlines` is `NEVER` for all, so that nobody need ask.
+    """
 
     name: ClassVar[str]
+    memory_only: ClassVar[bool]
 
     def keys(self, batch: RequestBatch, started: Floats) -> Floats:
         """Keys of running requests, (n,); the smallest is the first victim.
@@ -30,13 +38,37 @@ class Eviction(Protocol):
             started: When each was (re)started, on any one clock, (n,).
         """
 
+    def deadlines(self, batch: RequestBatch) -> Ints:
+        """Output tokens at which a request that still runs is evicted whatever the memory, (n,).
+
+        `NEVER` where only a lack of memory evicts.
+        """
+
+    def learned(self, batch: RequestBatch) -> Ints:
+        """Lower bounds of requests that are evicted now, at most `max_tokens`, (n,)."""
+
+
+class MemoryEviction:
+    """The part of an `Eviction` that evicts for lack of memory only."""
+
+    __slots__ = ()
+    memory_only: ClassVar[bool] = True
+
+    def deadlines(self, batch: RequestBatch) -> Ints:
+        """See `Eviction.deadlines`."""
+        return np.full(len(batch), NEVER)
+
+    def learned(self, batch: RequestBatch) -> Ints:
+        """See `Eviction.learned`: a request is at least as long as what it has generated."""
+        return learned_lower(batch.lower, batch.generated_tokens, batch.max_tokens)
+
 
 EVICTIONS: Registry[Eviction] = Registry("eviction", "tiebreak.evictions", method="keys")
 
 
 @EVICTIONS.register
 @dataclass(frozen=True, slots=True)
-class Latest:
+class Latest(MemoryEviction):
     """Most recently started first, as vLLM preempts."""
 
     name: ClassVar[str] = "latest"
@@ -48,7 +80,7 @@ class Latest:
 
 @EVICTIONS.register
 @dataclass(frozen=True, slots=True)
-class ShortestLowerBound:
+class ShortestLowerBound(MemoryEviction):
     """A_min's ordered eviction: the smallest lower bound first (arXiv:2508.14544).
 
     Attributes:
@@ -70,6 +102,31 @@ class ShortestLowerBound:
         if self.variant == "stored":
             return batch.lower.astype(np.float64)
         return np.maximum(batch.lower, batch.generated_tokens).astype(np.float64)
+
+
+@EVICTIONS.register
+@dataclass(frozen=True, slots=True)
+class Promotion(MemoryEviction):
+    """Promote-l: who outlives the lower bound is taken for the upper one (arXiv:2508.14544).
+
+    For lengths that are one of two values: a request that has generated `lower` tokens and goes on
+    is evicted at once and is from then on known to be `upper` long.
+    """
+
+    name: ClassVar[str] = "promotion"
+    memory_only: ClassVar[bool] = False
+
+    def keys(self, batch: RequestBatch, started: Floats) -> Floats:
+        """See `Eviction.keys`."""
+        return batch.lower.astype(np.float64)
+
+    def deadlines(self, batch: RequestBatch) -> Ints:
+        """See `Eviction.deadlines`."""
+        return np.where(batch.lower < batch.upper, batch.lower, NEVER)
+
+    def learned(self, batch: RequestBatch) -> Ints:
+        """See `Eviction.learned`."""
+        return np.minimum(batch.upper, batch.max_tokens)
 
 
 def choose_victims(keys: Floats, sizes: Ints, excess: int) -> Ints:

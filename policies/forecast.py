@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 DEGREES_OF_FREEDOM = 3.5
 """nu of the Student-t in `ln X = mu + sigma T`, fixed for all requests (arXiv:2604.00499)."""
@@ -47,3 +47,9 @@ class Forecast:
     def exact(cls, tokens: int, source: str = "oracle") -> Forecast:
         """A point mass at `tokens`."""
         return cls(mu=math.log(tokens), sigma=0.0, lower=tokens, upper=tokens, source=source)
+
+    def at_least(self, tokens: int) -> Forecast:
+        """The forecast of a request that is known to reach `tokens`: A_min's learned bound."""
+        if tokens <= self.lower:
+            return self
+        return replace(self, lower=tokens, upper=max(self.upper, tokens))

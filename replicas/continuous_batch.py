@@ -4,74 +4,32 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import insort
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 
+from policies.eviction import Eviction
+from policies.forecast import Forecast
+from policies.request import Request
 from replicas.batch_limits import BatchLimits
-from replicas.step_time import StepTimeModel
+from replicas.decoding_set import DecodingSet, Sequence
+from replicas.step_time import StepTimeModel, StepWork
+from replicas.stretch import Evicted, Plan, Stretch
+from replicas.victims import columns, victims
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step did. Its outputs exist from `ends_s` on.
+    """What one step did, for callers that need every token as it comes.
 
     Attributes:
-        started_s: When the step began, in the caller's seconds.
-        duration_s: Seconds it took; 0 when there was nothing to do.
-        prefill_tokens: Prompt tokens computed, recomputed ones included.
-        decode_tokens: Requests that decoded.
-        kv_tokens: Tokens in the KV cache that those requests attended to.
-        produced: Requests that have one more output token, in batch order.
-        finished: Those of `produced` whose output is complete; their blocks are free.
-        preempted: Requests that lost their blocks and wait again.
-        recomputed: Tokens per request whose KV was computed again in this step.
+        stretch: Its work and time.
+        produced: Requests that have one more output token.
+        evicted: Requests that lost their blocks before it.
     """
 
-    started_s: float
-    duration_s: float = 0.0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    kv_tokens: int = 0
+    stretch: Stretch
     produced: tuple[str, ...] = ()
-    finished: tuple[str, ...] = ()
-    preempted: tuple[str, ...] = ()
-    recomputed: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def ends_s(self) -> float:
-        """When the step ends and its outputs exist."""
-        return self.started_s + self.duration_s
-
-
-class _Sequence:
-    """One request: `tokens` exist, `computed` of them have KV, `final_tokens` complete it."""
-
-    __slots__ = (
-        "arrival",
-        "blocks",
-        "computed",
-        "final_tokens",
-        "once_computed",
-        "prefill_until",
-        "priority",
-        "request_id",
-        "started",
-        "tokens",
-    )
-
-    def __init__(
-        self, request_id: str, prompt_tokens: int, output_tokens: int, priority: int, arrival: int
-    ) -> None:
-        self.request_id = request_id
-        self.priority = priority
-        self.arrival = arrival
-        self.started = 0
-        self.tokens = prompt_tokens
-        self.final_tokens = prompt_tokens + output_tokens
-        self.prefill_until = prompt_tokens
-        self.computed = 0
-        self.once_computed = 0
-        self.blocks = 0
+    evicted: tuple[Evicted, ...] = ()
 
 
 class ContinuousBatch:
@@ -79,25 +37,54 @@ class ContinuousBatch:
 
     The rules are those of vLLM's V1 scheduler. Running requests come first, each getting the tokens
     that it lacks (one when it decodes) from the step's token budget. Blocks are allocated as tokens
-    are computed; when none is free the running request of the worst priority, among equals the one
-    started latest, loses all its blocks, keeps its tokens and waits again at its old place. In a
-    step without preemption waiting requests start, smallest priority value first, then by arrival,
-    while the budget and `max_num_seqs` last and the free blocks hold all tokens of the first.
-    A request whose known tokens all have KV produces its next token in that step.
+    are computed; when they run out, running requests lose all of theirs. Waiting requests start,
+    smallest priority first, then by arrival, while the budget and `max_num_seqs` last and the free
+    blocks hold all tokens of the first. A request whose known tokens all have KV produces its next
+    token in that step.
 
-    `step` decides, computes and accounts at once; a caller applies the outputs when the clock
-    reaches `StepResult.ends_s`. A step costs O(running requests).
+    One round is `make_room`, `begin` and `complete`, with whatever the caller adds between the
+    first two. Between two changes of the batch nothing but decoding happens, and `begin` plans all
+    those steps at once: a request costs O(log n) however long its output is. `step` is one round
+    of one step.
     """
 
-    def __init__(self, limits: BatchLimits, step_time: StepTimeModel) -> None:
+    def __init__(
+        self,
+        limits: BatchLimits,
+        step_time: StepTimeModel,
+        *,
+        eviction: Eviction | None = None,
+        gives_back: bool = False,
+        slack: int = 0,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            limits: What fits.
+            step_time: How long steps take.
+            eviction: Who loses memory first; None: the request of the worst priority, among equals
+                the one started latest, as vLLM does. It needs `request` and `forecast` of `add`.
+            gives_back: Whether an evicted request is the caller's again. Otherwise it waits here
+                at its old place and its tokens are computed again.
+            slack: Tokens a running request holds room for beyond those it has computed: 1 for the
+                papers' model, whose memory counts a token from the step that produces it.
+        """
         self.limits = limits
         self._step_time = step_time
-        self._sequences: dict[str, _Sequence] = {}
-        self._running: list[_Sequence] = []
-        self._queue: list[tuple[int, int, _Sequence]] = []
-        self._free_blocks = limits.kv_blocks
+        self._eviction = eviction
+        self._gives_back = gives_back
+        self._slack = slack
+        self._sequences: dict[str, Sequence] = {}
+        self._running: dict[str, Sequence] = {}
+        self._decoding = DecodingSet(limits.block_size, slack)
+        self._prefilling: Sequence | None = None  # at most one: others wait for the budget it takes
+        self._queue: list[tuple[float, int, Sequence]] = []
         self._arrivals = 0
         self._starts = 0
+        self._plan: Plan | None = None
+        self._prefills: list[tuple[Sequence, int]] = []
+        self._overdue: list[Sequence] = []
+        self._preempted = False
         self._busy_until_s = -math.inf
 
     def __contains__(self, request_id: str) -> bool:
@@ -121,32 +108,50 @@ class ContinuousBatch:
     @property
     def used_blocks(self) -> int:
         """Blocks in use."""
-        return self.limits.kv_blocks - self._free_blocks
+        return self._decoding.blocks + self._blocks_of_prefilling()
 
     def held_blocks(self) -> dict[str, int]:
-        """Blocks per running request, best rank first."""
-        return {sequence.request_id: sequence.blocks for sequence in self._running}
+        """Blocks per running request, in the order of their start."""
+        clock = self._decoding.clock
+        return {
+            s.request_id: self._blocks_of(s.offset + clock if s.joined else s.computed)
+            for s in self._running.values()
+        }
+
+    def tokens(self, request_id: str) -> int:
+        """Prompt and output tokens that exist of a request."""
+        sequence = self._sequences[request_id]
+        return self._decoding.tokens_of(sequence) if sequence.joined else sequence.tokens
 
     def add(
-        self, request_id: str, prompt_tokens: int, output_tokens: int, priority: int = 0
+        self,
+        request_id: str,
+        prompt_tokens: int,
+        output_tokens: int,
+        priority: float = 0.0,
+        *,
+        request: Request | None = None,
+        forecast: Forecast | None = None,
     ) -> None:
-        """Queue a request; it can run from the next step on.
+        """Queue a request; it can run from the next `begin` on.
 
         Args:
             request_id: Unique among the requests that are queued or running.
-            prompt_tokens: Tokens to prefill, at least 1.
+            prompt_tokens: Tokens to prefill, earlier output included.
             output_tokens: Tokens to produce, at least 1.
             priority: Smaller runs first.
+            request: What the eviction may know of it.
+            forecast: What the eviction may know of it.
 
         Raises:
-            ValueError: The id is in use, a size is below 1, or the request can never fit.
+            ValueError: The id is in use, a size is out of range, or the request can never fit.
         """
         if request_id in self._sequences:
             raise ValueError(f"request {request_id!r} is queued or running already")
-        if prompt_tokens < 1 or output_tokens < 1:
+        if prompt_tokens < 0 or output_tokens < 1:
             raise ValueError(
-                f"request {request_id!r}: prompt_tokens is {prompt_tokens} and output_tokens is "
-                f"{output_tokens}, both must be >= 1"
+                f"request {request_id!r}: prompt_tokens is {prompt_tokens}, must be >= 0, and "
+                f"output_tokens is {output_tokens}, must be >= 1"
             )
         if prompt_tokens + output_tokens > self.limits.kv_tokens:
             raise ValueError(
@@ -154,156 +159,248 @@ class ContinuousBatch:
                 f"cache holds {self.limits.kv_tokens}"
             )
         self._arrivals += 1
-        sequence = _Sequence(request_id, prompt_tokens, output_tokens, priority, self._arrivals)
+        sequence = Sequence(
+            request_id, prompt_tokens, output_tokens, priority, self._arrivals, request, forecast
+        )
+        if self._eviction is not None and not self._eviction.memory_only:
+            assert request is not None
+            (deadline,) = self._eviction.deadlines(columns([sequence], 0)).tolist()
+            sequence.deadline_tokens = request.prompt_tokens + deadline
         self._sequences[request_id] = sequence
         heapq.heappush(self._queue, (priority, sequence.arrival, sequence))
 
     def abort(self, request_id: str) -> bool:
-        """Forget a request and free its blocks; False when it is unknown."""
+        """Forget a request and free its blocks; False when it is unknown.
+
+        Raises:
+            RuntimeError: Between `begin` and `complete`.
+        """
+        self._require_no_plan()
         sequence = self._sequences.pop(request_id, None)
         if sequence is None:
             return False
-        if sequence.blocks:
-            self._running.remove(sequence)
-            self._release(sequence)
+        if request_id in self._running:
+            self._stop(sequence)
         elif len(self._queue) > 2 * self.waiting + 64:
             # Entries of aborted requests are skipped when they come up; they must not pile up.
             self._queue = [e for e in self._queue if self._sequences.get(e[2].request_id) is e[2]]
             heapq.heapify(self._queue)
         return True
 
-    def step(self, now: float) -> StepResult:
-        """Run one step that begins at `now`.
+    def make_room(self) -> list[Evicted]:
+        """Evict what must go before the next step of the running requests."""
+        self._require_no_plan()
+        self._preempted = False
+        running = self._running
+        evicted = [self._evict(s) for s in self._overdue if running.get(s.request_id) is s]
+        self._overdue = []
+        while (excess := self._blocks_after_next_step() - self.limits.kv_blocks) > 0:
+            evicted += [self._evict(victim) for victim in self._victims(excess)]
+        return evicted
+
+    def begin(self, now: float, max_steps: int | None = None) -> float:
+        """Plan the steps until the batch changes, beginning at `now`; returns when they end.
 
         Args:
             now: Seconds of the caller's clock.
-
-        Returns:
-            What the step did; nothing, in no time, when there is no work.
+            max_steps: Most steps to plan; None: no limit.
 
         Raises:
-            ValueError: The step before has not ended at `now`, or the step-time model answered
+            ValueError: The steps before have not ended at `now`, or the step-time model answered
                 with something that is not a duration.
         """
         if now < self._busy_until_s:
             raise ValueError(
                 f"step at {now} s, but the step before it ends at {self._busy_until_s} s"
             )
-        batch: list[tuple[_Sequence, int]] = []
-        budget, preempted = self._continue_running(batch)
-        if not preempted:
-            self._start_waiting(batch, budget)
-        result = self._compute(now, batch, preempted)
-        self._busy_until_s = result.ends_s
-        return result
+        self._require_no_plan()
+        decodes = len(self._decoding)
+        self._prefills = self._plan_prefills(self.limits.max_num_batched_tokens - decodes)
+        work = StepWork(
+            prefill_tokens=sum(tokens for _, tokens in self._prefills),
+            prefill_pairs=sum(t * s.computed + t * (t + 1) // 2 for s, t in self._prefills),
+            decode_tokens=decodes,
+            context_tokens=self._decoding.context_tokens if decodes else 0,
+        )
+        steps = int(bool(self._prefills))
+        if decodes and not steps:
+            # Nothing starts in a step that preempts, but something may in the next.
+            alike = 1 if self._preempted else self._steps_alike()
+            steps = min(alike, max_steps or self.limits.kv_tokens)
+        self._plan = Plan.of(now, steps, work, self._step_time)
+        return self._plan.ends_s
 
-    def _continue_running(self, batch: list[tuple[_Sequence, int]]) -> tuple[int, list[str]]:
-        """Plan the running requests, best rank first; the token budget left and who lost blocks."""
-        budget = self.limits.max_num_batched_tokens
-        preempted: list[str] = []
-        index = 0
-        while index < len(self._running) and budget:
-            sequence = self._running[index]
-            tokens = min(sequence.tokens - sequence.computed, budget)
-            while not self._allocate(sequence, sequence.computed + tokens):
-                # Ranks are sorted: the victim comes after every planned request, or is this one.
-                preempted.append(self._preempt_last())
-                if index == len(self._running):
-                    return budget, preempted
-            batch.append((sequence, tokens))
-            budget -= tokens
-            index += 1
-        return budget, preempted
+    def cut(self, now: float) -> float:
+        """Shorten the plan to the step that is in progress at `now`; returns when that ends.
 
-    def _start_waiting(self, batch: list[tuple[_Sequence, int]], budget: int) -> None:
-        while self._queue and budget and len(self._running) < self.limits.max_num_seqs:
-            sequence = self._queue[0][2]
-            if self._sequences.get(sequence.request_id) is not sequence:
-                heapq.heappop(self._queue)
-                continue
-            if self.limits.blocks(sequence.tokens) > self._free_blocks:
-                return
-            heapq.heappop(self._queue)
-            tokens = min(sequence.tokens, budget)
-            self._allocate(sequence, tokens)
-            self._starts += 1
-            sequence.started = self._starts
-            insort(self._running, sequence, key=_rank)
-            batch.append((sequence, tokens))
-            budget -= tokens
+        What is added then starts after it, as in an engine that cannot look ahead.
+        """
+        assert self._plan is not None, "begin() comes first"
+        self._plan = self._plan.cut(now)
+        return self._plan.ends_s
 
-    def _allocate(self, sequence: _Sequence, tokens: int) -> bool:
-        """Let the request hold `tokens` tokens; False, and nothing changed, when it cannot."""
-        missing = self.limits.blocks(tokens) - sequence.blocks
-        if missing > self._free_blocks:
-            return False
-        sequence.blocks += missing
-        self._free_blocks -= missing
-        return True
+    def next_step_ends_s(self, now: float) -> float:
+        """When the step in progress at `now` ends; infinite without a plan."""
+        return math.inf if self._plan is None else self._plan.next_end_s(now)
 
-    def _release(self, sequence: _Sequence) -> None:
-        self._free_blocks += sequence.blocks
-        sequence.blocks = 0
-
-    def _preempt_last(self) -> str:
-        victim = self._running.pop()
-        self._release(victim)
-        victim.computed = 0
-        victim.prefill_until = victim.tokens
-        heapq.heappush(self._queue, (victim.priority, victim.arrival, victim))
-        return victim.request_id
-
-    def _compute(
-        self, now: float, batch: list[tuple[_Sequence, int]], preempted: list[str]
-    ) -> StepResult:
-        if not batch:
-            return StepResult(now)
-        prefill_tokens = decode_tokens = kv_tokens = 0
-        produced: list[str] = []
-        finished: list[str] = []
+    def complete(self) -> Stretch:
+        """Account for the planned steps, which have ended."""
+        plan, self._plan = self._plan, None
+        assert plan is not None, "begin() comes first"
+        self._busy_until_s = plan.ends_s
+        decoding = self._decoding
+        decoding.advance(plan.steps)
+        finished = []
+        for sequence in decoding.ended():
+            ends = decoding.tokens_of(sequence) == sequence.final_tokens
+            (finished if ends else self._overdue).append(sequence)
         recomputed: dict[str, int] = {}
-        for sequence, tokens in batch:
+        prefilled = self._account_prefills(recomputed)
+        for sequence in prefilled:
+            if sequence.tokens == sequence.final_tokens:
+                finished.append(sequence)
+            elif sequence.tokens >= sequence.deadline_tokens:
+                self._overdue.append(sequence)
+        peak_blocks = self.used_blocks
+        for sequence in finished:
+            self._stop(sequence)
+            del self._sequences[sequence.request_id]
+        return Stretch(
+            started_s=plan.started_s,
+            duration_s=plan.duration_s,
+            steps=plan.steps,
+            work=plan.work,
+            prefilled=tuple(s.request_id for s in prefilled),
+            finished=tuple(s.request_id for s in finished),
+            recomputed=recomputed,
+            peak_blocks=peak_blocks,
+        )
+
+    def _account_prefills(self, recomputed: dict[str, int]) -> list[Sequence]:
+        """The requests whose prefill ended; notes what was computed again."""
+        prefilled = []
+        for sequence, tokens in self._prefills:
             start, end = sequence.computed, sequence.computed + tokens
-            if start < sequence.prefill_until:
-                prefill_tokens += tokens
-            else:
-                decode_tokens += 1
             if start < sequence.once_computed:
                 recomputed[sequence.request_id] = min(end, sequence.once_computed) - start
             sequence.computed = end
             sequence.once_computed = max(end, sequence.once_computed)
-            kv_tokens += end
-            if end == sequence.tokens:
-                sequence.tokens += 1
-                produced.append(sequence.request_id)
-                if sequence.tokens == sequence.final_tokens:
-                    finished.append(sequence.request_id)
-        for request_id in finished:
-            self._release(self._sequences.pop(request_id))
-        if finished:
-            self._running = [sequence for sequence in self._running if sequence.blocks]
-        return StepResult(
-            started_s=now,
-            duration_s=self._duration_s(prefill_tokens, decode_tokens, kv_tokens),
-            prefill_tokens=prefill_tokens,
-            decode_tokens=decode_tokens,
-            kv_tokens=kv_tokens,
-            produced=tuple(produced),
-            finished=tuple(finished),
-            preempted=tuple(preempted),
-            recomputed=recomputed,
-        )
+            if end < sequence.tokens:
+                self._prefilling = sequence
+                continue
+            self._prefilling = None
+            sequence.tokens += 1
+            self._decoding.join(sequence)
+            prefilled.append(sequence)
+        return prefilled
 
-    def _duration_s(self, prefill_tokens: int, decode_tokens: int, kv_tokens: int) -> float:
-        duration_s = self._step_time.seconds(prefill_tokens, decode_tokens, kv_tokens)
-        if not (math.isfinite(duration_s) and duration_s >= 0):
-            raise ValueError(
-                f"the step-time model {type(self._step_time).__name__} answered {duration_s} s for "
-                f"{prefill_tokens} prefill, {decode_tokens} decode and {kv_tokens} KV tokens; a "
-                "duration is finite and >= 0"
-            )
-        return duration_s
+    def step(self, now: float) -> StepResult:
+        """One round of one step that begins at `now`; nothing, in no time, when there is no work.
 
+        It decides, computes and accounts at once: a caller applies the outputs at `ends_s`.
+        """
+        evicted = self.make_room()
+        decoding = [sequence.request_id for sequence in self._decoding]
+        self.begin(now, max_steps=1)
+        stretch = self.complete()
+        return StepResult(stretch, (*decoding, *stretch.prefilled), tuple(evicted))
 
-def _rank(sequence: _Sequence) -> tuple[int, int]:
-    return sequence.priority, sequence.started
+    def generated(self, now: float) -> dict[str, int]:
+        """Output tokens of the running requests that were added with their `request`."""
+        steps = 0 if self._plan is None else self._plan.ended(now)
+        known = self._decoding.clock + steps + 1
+        counts = {
+            s.request_id: s.offset + known - s.request.prompt_tokens
+            for s in self._decoding
+            if s.request is not None
+        }
+        for sequence in self._running.values() if len(counts) < len(self._running) else ():
+            if sequence.request is not None and not sequence.joined:
+                counts[sequence.request_id] = sequence.tokens - sequence.request.prompt_tokens
+        return counts
+
+    def _plan_prefills(self, budget: int) -> list[tuple[Sequence, int]]:
+        """The prompt tokens that the next step computes, per request; waiting requests start."""
+        prefills: list[tuple[Sequence, int]] = []
+        if self._prefilling is not None:
+            prefills.append((self._prefilling, self._chunk(self._prefilling, budget)))
+            budget -= prefills[0][1]
+        if not self._queue or self._preempted or len(self._running) >= self.limits.max_num_seqs:
+            return prefills
+        free_blocks = self.limits.kv_blocks - self._blocks_after_next_step()
+        while self._queue and budget > 0 and len(self._running) < self.limits.max_num_seqs:
+            sequence = self._queue[0][2]
+            if self._sequences.get(sequence.request_id) is not sequence:
+                heapq.heappop(self._queue)
+                continue
+            free_blocks -= self._blocks_of(sequence.tokens)
+            if free_blocks < 0:
+                break
+            heapq.heappop(self._queue)
+            self._starts += 1
+            sequence.started = self._starts
+            sequence.prefill_until = sequence.tokens
+            self._running[sequence.request_id] = sequence
+            prefills.append((sequence, self._chunk(sequence, budget)))
+            budget -= prefills[-1][1]
+        return prefills
+
+    def _chunk(self, sequence: Sequence, budget: int) -> int:
+        return min(sequence.tokens - sequence.computed, budget)
+
+    def _steps_alike(self) -> int:
+        """Steps until a request ends or memory runs out."""
+        decoding = self._decoding
+        steps = decoding.steps_to_end
+        free_blocks = self.limits.kv_blocks - decoding.blocks
+        if decoding.blocks_needed(steps) > free_blocks:
+            steps = decoding.steps_within(free_blocks)
+        return steps
+
+    def _blocks_of_prefilling(self, more_tokens: int = 0) -> int:
+        sequence = self._prefilling
+        if sequence is None:
+            return 0
+        return self._blocks_of(sequence.computed + more_tokens)
+
+    def _blocks_after_next_step(self) -> int:
+        """Blocks that the running requests hold once their next step is made."""
+        decoding = self._decoding
+        blocks = decoding.blocks + decoding.blocks_needed(1)
+        if self._prefilling is not None:
+            budget = self.limits.max_num_batched_tokens - len(decoding)
+            blocks += self._blocks_of_prefilling(self._chunk(self._prefilling, budget))
+        return blocks
+
+    def _victims(self, excess: int) -> list[Sequence]:
+        """Who gives up memory so that at least part of `excess` blocks becomes free."""
+        running = list(self._running.values())
+        if self._eviction is None:
+            return [max(running, key=attrgetter("rank"))]
+        return victims(self._eviction, running, self._decoding.clock, self._blocks_of, excess)
+
+    def _blocks_of(self, tokens: int) -> int:
+        return self.limits.blocks(tokens + self._slack)
+
+    def _evict(self, sequence: Sequence) -> Evicted:
+        self._stop(sequence)
+        evicted = Evicted(sequence.request_id, sequence.tokens, sequence.computed)
+        sequence.computed = 0
+        if self._gives_back:
+            del self._sequences[sequence.request_id]
+        else:
+            self._preempted = True
+            heapq.heappush(self._queue, (sequence.priority, sequence.arrival, sequence))
+        return evicted
+
+    def _stop(self, sequence: Sequence) -> None:
+        """A running request holds no blocks any more; its counts of tokens are up to date."""
+        del self._running[sequence.request_id]
+        if sequence is self._prefilling:
+            self._prefilling = None
+        else:
+            self._decoding.leave(sequence)
+
+    def _require_no_plan(self) -> None:
+        if self._plan is not None:
+            raise RuntimeError("complete() the planned steps first")

@@ -272,13 +272,13 @@ class SimulatedEngine:
                 due_s = loop.time()
             simulated_s = max(simulated_s, (due_s - start_s) * self._options.time_scale)
             result = self._batch.step(simulated_s)
-            simulated_s = result.ends_s
+            simulated_s = result.stretch.ends_s
             fresh = self._account(result)
             due_s = max(due_s, loop.time() - _MAX_LAG_S)
-            due_s += result.duration_s / self._options.time_scale
+            due_s += result.stretch.duration_s / self._options.time_scale
             await asyncio.sleep(due_s - loop.time())
             await self._thawed.wait()
-            self._publish(fresh, set(result.finished))
+            self._publish(fresh, set(result.stretch.finished))
 
     async def _wait_for_work(self) -> None:
         while not (self._batch.has_work and self._thawed.is_set()):
@@ -289,9 +289,9 @@ class SimulatedEngine:
 
     def _account(self, result: StepResult) -> list[SimulatedAttempt]:
         """Note what the step cost; the attempts that have a new token when it ends."""
-        for request_id in result.preempted:
-            self._attempts[request_id].preemptions += 1
-        for request_id, tokens in result.recomputed.items():
+        for evicted in result.evicted:
+            self._attempts[evicted.request_id].preemptions += 1
+        for request_id, tokens in result.stretch.recomputed.items():
             self._attempts[request_id].recomputed_tokens += tokens
         return [self._attempts[request_id] for request_id in result.produced]
 

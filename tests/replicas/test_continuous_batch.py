@@ -8,10 +8,15 @@ from hypothesis import strategies as st
 
 from replicas.batch_limits import BatchLimits
 from replicas.continuous_batch import ContinuousBatch, StepResult
-from replicas.step_time import LinearStepTime
+from replicas.step_time import LinearStepTime, StepWork, UnitStepTime
+from replicas.stretch import Stretch
 
 LINEAR = LinearStepTime(
-    base_s=0.5, per_prefill_token_s=0.25, per_decode_token_s=0.125, per_kv_token_s=0.0625
+    base_s=0.5,
+    per_prefill_token_s=0.25,
+    per_decode_token_s=0.125,
+    per_kv_token_s=0.0625,
+    per_prefill_pair_s=0.03125,
 )
 
 
@@ -28,7 +33,7 @@ def make_batch(
 def steps(batch: ContinuousBatch, count: int) -> list[StepResult]:
     results: list[StepResult] = []
     for _ in range(count):
-        now = results[-1].ends_s if results else 0.0
+        now = results[-1].stretch.ends_s if results else 0.0
         results.append(batch.step(now))
     return results
 
@@ -37,13 +42,17 @@ def run_out(batch: ContinuousBatch, now: float = 0.0) -> list[StepResult]:
     results: list[StepResult] = []
     while batch.has_work:
         results.append(batch.step(now))
-        now = results[-1].ends_s
+        now = results[-1].stretch.ends_s
         assert len(results) < 10_000, "the batch never runs out of work"
     return results
 
 
+def preempted(result: StepResult) -> list[str]:
+    return [evicted.request_id for evicted in result.evicted]
+
+
 def finish_order(results: list[StepResult]) -> list[str]:
-    return [request_id for result in results for request_id in result.finished]
+    return [request_id for result in results for request_id in result.stretch.finished]
 
 
 @dataclass(frozen=True)
@@ -81,13 +90,14 @@ def test_memory_stays_within_the_blocks_and_every_request_completes(
         nonlocal now
         held_before = batch.held_blocks()
         result = batch.step(now)
-        now = result.ends_s
+        now = result.stretch.ends_s
         produced.update(result.produced)
-        finished.extend(result.finished)
+        finished.extend(result.stretch.finished)
         assert sum(batch.held_blocks().values()) == batch.used_blocks <= kv_blocks
         assert batch.running <= max_num_seqs
-        assert result.prefill_tokens + result.decode_tokens <= batch.limits.max_num_batched_tokens
-        assert set(result.preempted) <= set(held_before)
+        work = result.stretch.work
+        assert work.prefill_tokens + work.decode_tokens <= batch.limits.max_num_batched_tokens
+        assert set(preempted(result)) <= set(held_before)
         assert batch.has_work == (batch.running + batch.waiting > 0)
 
     wanted: dict[str, int] = {}
@@ -125,10 +135,10 @@ def test_every_token_is_computed_once_and_the_recomputed_ones_again(
     for number, size in enumerate(requests):
         batch.add(str(number), size.prompt_tokens, size.output_tokens, size.priority)
     results = run_out(batch)
-    computed = sum(r.prefill_tokens + r.decode_tokens for r in results)
-    recomputed = sum(sum(r.recomputed.values()) for r in results)
+    computed = sum(r.stretch.work.prefill_tokens + r.stretch.work.decode_tokens for r in results)
+    recomputed = sum(sum(r.stretch.recomputed.values()) for r in results)
     assert computed - recomputed == sum(s.prompt_tokens + s.output_tokens - 1 for s in requests)
-    assert (recomputed > 0) == any(r.preempted for r in results)
+    assert (recomputed > 0) == any(r.evicted for r in results)
 
 
 def test_a_smaller_priority_value_starts_first() -> None:
@@ -144,12 +154,13 @@ def test_without_room_the_request_started_last_is_preempted_and_recomputed() -> 
     batch.add("first", 3, 5)
     batch.add("second", 3, 5)
     results = run_out(batch)
-    assert [r.preempted for r in results] == [(), (), (), ("second",), (), (), ()]
+    assert [preempted(r) for r in results] == [[], [], [], ["second"], [], [], []]
     # "second" had 3 prompt tokens and 2 outputs computed and a third output not yet.
-    assert [r.recomputed for r in results[5:]] == [{"second": 5}, {}]
-    assert [r.prefill_tokens for r in results] == [6, 0, 0, 0, 0, 6, 0]
-    assert [r.decode_tokens for r in results] == [0, 2, 2, 1, 1, 0, 1]
-    assert [r.kv_tokens for r in results] == [6, 8, 10, 6, 7, 6, 7]
+    assert [r.stretch.recomputed for r in results[5:]] == [{"second": 5}, {}]
+    assert [r.stretch.work.prefill_tokens for r in results] == [6, 0, 0, 0, 0, 6, 0]
+    assert [r.stretch.work.decode_tokens for r in results] == [0, 2, 2, 1, 1, 0, 1]
+    assert [r.stretch.work.context_tokens for r in results] == [0, 8, 10, 6, 7, 0, 7]
+    assert [r.stretch.work.prefill_pairs for r in results] == [12, 0, 0, 0, 0, 21, 0]
     assert finish_order(results) == ["first", "second"]
 
 
@@ -159,7 +170,7 @@ def test_without_room_the_worst_priority_is_preempted_even_when_it_started_first
     batch.step(0.0)
     batch.add("better", 3, 5, priority=0)
     results = run_out(batch, now=100.0)
-    assert [i for r in results for i in r.preempted] == ["worse"]
+    assert [i for r in results for i in preempted(r)] == ["worse"]
     assert finish_order(results) == ["better", "worse"]
 
 
@@ -170,7 +181,7 @@ def test_a_request_that_is_itself_the_worst_gives_up_its_own_blocks() -> None:
     first, second = steps(batch, 2)
     assert first.produced == ("holder", "grower")
     assert second.produced == ("holder",)
-    assert second.preempted == ("grower",)
+    assert preempted(second) == ["grower"]
 
 
 def test_nothing_starts_in_a_step_that_preempts() -> None:
@@ -180,7 +191,7 @@ def test_nothing_starts_in_a_step_that_preempts() -> None:
     batch.step(0.0)
     batch.add("small", 2, 1)
     preempting, after = (batch.step(now) for now in (100.0, 200.0))
-    assert (preempting.preempted, preempting.produced) == (("worse",), ("better",))
+    assert (preempted(preempting), preempting.produced) == (["worse"], ("better",))
     assert after.produced == ("better", "small")
 
 
@@ -198,7 +209,7 @@ def test_a_request_starts_only_when_all_its_known_tokens_fit() -> None:
     batch.step(0.0)
     batch.add("large", 9, 1)
     result = batch.step(100.0)
-    assert result.prefill_tokens == 0
+    assert result.stretch.work.prefill_tokens == 0
     assert batch.held_blocks() == {"holder": 3}
 
 
@@ -207,31 +218,31 @@ def test_long_prompts_are_prefilled_in_chunks_of_the_token_budget() -> None:
     batch.add("long", 10, 1)
     batch.add("next", 3, 1)
     results = run_out(batch)
-    assert [r.prefill_tokens for r in results] == [4, 4, 4, 1]
+    assert [r.stretch.work.prefill_tokens for r in results] == [4, 4, 4, 1]
     assert [r.produced for r in results] == [(), (), ("long",), ("next",)]
-    assert not any(r.recomputed for r in results)
+    assert not any(r.stretch.recomputed for r in results)
 
 
 def test_the_step_time_model_sees_the_work_and_sets_the_duration() -> None:
     batch = make_batch()
     batch.add("a", 6, 2)
     prefill, decode = run_out(batch)
-    assert prefill.duration_s == 0.5 + 0.25 * 6 + 0.0625 * 6
-    assert decode.duration_s == 0.5 + 0.125 + 0.0625 * 7
-    assert decode.started_s == prefill.ends_s
+    assert prefill.stretch.duration_s == 0.5 + 0.25 * 6 + 0.03125 * 21
+    assert decode.stretch.duration_s == 0.5 + 0.125 + 0.0625 * 7
+    assert decode.stretch.started_s == prefill.stretch.ends_s
 
 
 def test_a_step_cannot_begin_before_the_last_one_ended() -> None:
     batch = make_batch()
     batch.add("a", 6, 3)
-    ends_s = batch.step(1.0).ends_s
+    ends_s = batch.step(1.0).stretch.ends_s
     with pytest.raises(ValueError, match=f"the step before it ends at {ends_s} s"):
         batch.step(math.nextafter(ends_s, 0.0))
     assert batch.step(ends_s).produced == ("a",)
 
 
 def test_a_step_without_work_takes_no_time() -> None:
-    assert make_batch().step(3.0) == StepResult(started_s=3.0)
+    assert make_batch().step(3.0) == StepResult(Stretch(started_s=3.0))
 
 
 def test_abort_frees_the_blocks_of_running_and_the_place_of_waiting_requests() -> None:
@@ -254,7 +265,7 @@ def test_an_aborted_id_can_be_used_again() -> None:
     batch.add("again", 2, 1)
     results = run_out(batch)
     assert finish_order(results) == ["holder", "again"]
-    assert sum(r.prefill_tokens for r in results) == 4
+    assert sum(r.stretch.work.prefill_tokens for r in results) == 4
 
 
 def test_many_aborted_requests_behind_a_long_one_do_not_hide_the_next() -> None:
@@ -272,7 +283,7 @@ def test_many_aborted_requests_behind_a_long_one_do_not_hide_the_next() -> None:
 
 @pytest.mark.parametrize(
     ("prompt_tokens", "output_tokens", "message"),
-    [(0, 1, "must be >= 1"), (1, 0, "must be >= 1"), (8, 3, r"8 \+ 3 tokens.* holds 10")],
+    [(-1, 1, "must be >= 0"), (1, 0, "must be >= 1"), (8, 3, r"8 \+ 3 tokens.* holds 10")],
 )
 def test_impossible_requests_are_refused(
     prompt_tokens: int, output_tokens: int, message: str
@@ -292,8 +303,8 @@ def test_an_id_in_use_is_refused() -> None:
 
 @pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf])
 def test_a_step_time_that_is_no_duration_is_refused(seconds: float) -> None:
-    class Broken:
-        def seconds(self, prefill_tokens: int, decode_tokens: int, kv_tokens: int) -> float:
+    class Broken(UnitStepTime):
+        def seconds(self, work: StepWork) -> float:
             return seconds
 
     batch = ContinuousBatch(BatchLimits(10, 1, 1, 10), Broken())

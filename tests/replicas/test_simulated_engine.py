@@ -17,7 +17,7 @@ from replicas.protocol import (
     pack_tokens,
 )
 from replicas.simulated_engine import SimulatedEngine, SimulatedEngineOptions
-from replicas.step_time import LinearStepTime
+from replicas.step_time import LinearStepTime, StepWork, UnitStepTime
 from tests.replicas.virtual_loop import VirtualLoop, run_virtually
 
 SECOND_PER_STEP = LinearStepTime(1.0, 0.0, 0.0, 0.0)
@@ -391,8 +391,8 @@ def test_a_dead_engine_says_so_and_keeps_what_it_produced() -> None:
 
 
 def test_a_broken_step_time_model_kills_the_engine_visibly() -> None:
-    class Broken:
-        def seconds(self, prefill_tokens: int, decode_tokens: int, kv_tokens: int) -> float:
+    class Broken(UnitStepTime):
+        def seconds(self, work: StepWork) -> float:
             return math.nan
 
     async def main(loop: VirtualLoop) -> None:
@@ -462,4 +462,7 @@ def test_step_time_can_be_given_as_coefficients() -> None:
         "per_decode_token_s": 3.0,
         "per_kv_token_s": 4.0,
     }
-    assert make_options(step_time=coefficients).step_time_model.seconds(1, 10, 100) == 433.0
+    assert (
+        make_options(step_time=coefficients).step_time_model.seconds(StepWork(1, 1, 10, 100))
+        == 433.0
+    )

@@ -1,0 +1,52 @@
+"""Who in an engine gives up memory, as an eviction policy sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Listing
+from dataclasses import replace
+from operator import attrgetter
+
+import numpy as np
+
+from policies.batch import RequestBatch
+from policies.eviction import Eviction, choose_victims
+from replicas.decoding_set import Sequence
+
+
+def victims(
+    eviction: Eviction,
+    running: Listing[Sequence],
+    clock: int,
+    blocks_of: Callable[[int], int],
+    excess: int,
+) -> list[Sequence]:
+    """The requests that are evicted so that `excess` blocks become free after the next step.
+
+    Ties go by id, so that a run can be reproduced whatever order requests started in.
+
+    Args:
+        eviction: The policy.
+        running: Requests that hold blocks.
+        clock: That of the decoding set.
+        blocks_of: Blocks that hold a number of computed tokens.
+        excess: Blocks to free, at least 1.
+    """
+    by_id = sorted(running, key=attrgetter("request_id"))
+    started = np.array([float(s.started) for s in by_id])
+    sizes = [blocks_of((s.offset + clock if s.joined else s.computed) + 1) for s in by_id]
+    keys = eviction.keys(columns(by_id, clock), started)
+    return [by_id[i] for i in choose_victims(keys, np.array(sizes), excess).tolist()]
+
+
+def columns(sequences: Listing[Sequence], clock: int) -> RequestBatch:
+    """What policies see of these requests at this moment."""
+    requests, forecasts = [], []
+    for sequence in sequences:
+        assert sequence.request is not None
+        assert sequence.forecast is not None, "an eviction needs requests with their forecasts"
+        tokens = sequence.offset + clock + 1 if sequence.joined else sequence.tokens
+        generated = tokens - sequence.request.prompt_tokens
+        requests.append(replace(sequence.request, generated_tokens=generated))
+        forecasts.append(sequence.forecast)
+    return RequestBatch.of(requests, forecasts)
