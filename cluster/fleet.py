@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from cluster.ledger import Replica, ReplicaLedger, as_batch
+from cluster.ledger import REFINE_AFTER, Replica, ReplicaLedger, as_batch
 from policies.admission import Admission
-from policies.batch import Ints
+from policies.batch import Floats, Ints
+from policies.compiled import compiled
 
-_NEVER = np.iinfo(np.int64).max // 2
+_NEVER = int(np.iinfo(np.int64).max // 2)
+
+# Rows of the summary, whose columns are the replicas.
+_CAPACITY, _BLOCK_SIZE, _LARGEST_REQUEST, _FREE_SLOTS, _USED, _PEAK, _PEAK_STEP = range(7)
+_MOST_HELD_NOW, _MOST_HELD_AT_PEAK, _REFUSED_HELD, _REFUSED_STEPS, _LIMIT = range(7, 12)
 
 
 class Fleet:
-    """Replica ledgers with a summary of each in columns of shape (replicas,).
+    """Replica ledgers with a summary of each, a matrix of shape (12, replicas).
 
-    The search rules out most replicas by comparing their columns, in a few vectorised operations,
-    and asks only the ledgers that are left for the exact projection, so that its cost hardly grows
-    with the number of replicas. A replica that refused a request is not asked again for one that is
-    at least as large in every respect until its ledger changes.
+    The search rules out most replicas by their summaries, in one compiled pass, and asks only the
+    ledgers that are left for the exact projection, so that its cost hardly grows with the number of
+    replicas. A replica that refused a request is not asked again for one that is at least as large
+    in every respect until its ledger changes.
 
     Attributes:
         slots: Decode slots of all replicas together.
         largest_request: Tokens (prompt and output) of the largest request any replica can hold.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(
+        self, admission: Admission, refine_after: float = REFINE_AFTER, horizon: str = "own"
+    ) -> None:
         self._admission = admission
+        self._refine_after = refine_after
+        self._own_steps_only = horizon == "own"
         self._ledgers: list[ReplicaLedger] = []
         self._rows: dict[str, int] = {}
         self._refused_guard_band = 0.0
@@ -79,7 +89,19 @@ class Fleet:
     def has_free_slot(self) -> bool:
         """Whether any replica may hold one more request."""
         self._summarise()
-        return bool((self._free_slots > 0).any())
+        return self._totals[_FREE_SLOTS] > 0
+
+    @property
+    def used_blocks(self) -> int:
+        """KV blocks that all replicas hold."""
+        self._summarise()
+        return self._totals[_USED]
+
+    @property
+    def peak_blocks(self) -> int:
+        """Sum over the replicas of the peak that is projected, whenever each is."""
+        self._summarise()
+        return self._totals[_PEAK]
 
     def place(
         self, held: int, steps: int, most: int, guard_band: float = 0.0
@@ -94,111 +116,181 @@ class Fleet:
                 is empty: a request that needs it all would wait for ever.
 
         Returns:
-            Replica id and the projected peak in blocks with the request there; None when the
-            projection admits it on no replica.
+            Replica id and the projected peak in blocks with the request there, over all steps;
+            None when the projection admits it on no replica.
         """
         self._summarise()
-        rows, limit = self._candidates(held, steps, most, guard_band)
-        shares = self._least_peak(rows, held, steps) / self._capacity[rows]
-        # In this order the search ends at the first replica whose peak would be at least the best.
-        order = np.argsort(shares, kind="stable")
+        if guard_band != self._refused_guard_band:
+            self._summary[_REFUSED_HELD : _REFUSED_STEPS + 1] = _NEVER
+            self._refused_guard_band = guard_band
+        rows, shares = self._found_rows, self._found_shares
+        found = _candidates(self._summary, held, steps, most, guard_band, rows, shares)
         best: tuple[str, int] | None = None
-        best_share = np.inf
-        for row, share in zip(rows[order].tolist(), shares[order].tolist(), strict=True):
-            if share >= best_share:
-                break
-            peak = self._ledgers[row].profile.peak_with(0, held, steps)
-            if peak > limit[row]:
-                self._refused_held[row], self._refused_steps[row] = held, steps
-            elif peak / self._capacity[row] < best_share:
-                best_share = peak / self._capacity[row]
-                best = (self._ledgers[row].replica.replica_id, peak)
+        best_share = math.inf
+        # Asked in this order, the search ends where no later one can be better.
+        index = _next(shares, found, -1)
+        while index >= 0 and shares[index] < best_share:
+            row = rows[index]
+            ledger = self._ledgers[row]
+            during, peak = ledger.profile.peaks(0, held, steps)
+            if (during if self._own_steps_only else peak) > self._summary[_LIMIT, row]:
+                self._summary[_REFUSED_HELD, row] = held
+                self._summary[_REFUSED_STEPS, row] = steps
+            elif (share := peak / ledger.replica.kv_blocks) < best_share:
+                best_share = share
+                best = (ledger.replica.replica_id, peak)
+            index = _next(shares, found, index)
         return best
 
-    def _candidates(self, held: int, steps: int, most: int, guard_band: float) -> tuple[Ints, Ints]:
-        """Rows that may admit the request, and every row's limit in blocks.
-
-        Two moments are tested for each row: the next step, and the one where the projection
-        without the request has its peak, if the request would still run then.
-        """
-        if guard_band != self._refused_guard_band:
-            self._forget_refusals()
-            self._refused_guard_band = guard_band
-        limit = self._capacity
-        if guard_band > 0:
-            banded = (self._capacity * (1.0 - guard_band)).astype(np.int64)
-            limit = np.where(self._used > 0, banded, self._capacity)
-        held_and_band = held + (self._capacity - limit) * self._block_size
-        possible = (
-            (self._free_slots > 0)
-            & (self._largest_request >= most)
-            & (self._most_held_now >= held_and_band)
-            & ((self._most_held_at_peak >= held_and_band) | (self._peak_step > steps))
-            & ((self._refused_held > held) | (self._refused_steps > steps))
-        )
-        return np.flatnonzero(possible), limit
-
-    def _least_peak(self, rows: Ints, held: int, steps: int) -> Ints:
-        """Lower bound on each row's peak with the request: its own peak's moment, and the end."""
-        step, size = self._peak_step[rows], self._block_size[rows]
-        together = np.where(step <= steps, (held + step + size - 1) // size, 0)
-        alone = (held + steps + size - 1) // size
-        bound: Ints = np.maximum(self._peak[rows] + together, alone)
-        return bound
-
     def _reindex(self) -> None:
-        """Make the columns anew after a replica joined or left."""
+        """Make the summary anew after a replica joined or left."""
         replicas = [ledger.replica for ledger in self._ledgers]
-        n = len(replicas)
         self._rows = {replica.replica_id: row for row, replica in enumerate(replicas)}
-        self._capacity = np.array([r.kv_blocks for r in replicas], np.int64)
-        self._block_size = np.array([r.block_size for r in replicas], np.int64)
-        self._largest_request = np.array([r.largest_request for r in replicas], np.int64)
-        self._free_slots = np.zeros(n, np.int64)
-        self._used = np.zeros(n, np.int64)
-        self._peak = np.zeros(n, np.int64)
-        self._peak_step = np.zeros(n, np.int64)
-        self._most_held_now = np.zeros(n, np.int64)
-        self._most_held_at_peak = np.zeros(n, np.int64)
-        self._refused_held = np.full(n, _NEVER)
-        self._refused_steps = np.full(n, _NEVER)
+        self._summary = np.zeros((12, len(replicas)), np.int64)
+        self._summary[_CAPACITY] = [r.kv_blocks for r in replicas]
+        self._summary[_BLOCK_SIZE] = [r.block_size for r in replicas]
+        self._summary[_LARGEST_REQUEST] = [r.largest_request for r in replicas]
+        self._found_rows = np.empty(len(replicas), np.int64)
+        self._found_shares = np.empty(len(replicas), np.float64)
+        self._totals = dict.fromkeys((_FREE_SLOTS, _USED, _PEAK), 0)
         self.slots = sum(r.slots for r in replicas)
-        self.largest_request = int(self._largest_request.max(initial=0))
+        self.largest_request = max((r.largest_request for r in replicas), default=0)
         self._dirty = set(self._rows)
         self._unrefined &= self._dirty
 
-    def _forget_refusals(self) -> None:
-        self._refused_held[:] = _NEVER
-        self._refused_steps[:] = _NEVER
-
     def _summarise(self) -> None:
+        """Bring the summary up to date where ledgers have changed."""
         if not self._dirty:
             return
-        self._refine([self[replica_id] for replica_id in self._unrefined])
-        self._unrefined.clear()
-        rows = [self._rows[replica_id] for replica_id in self._dirty]
-        self._dirty.clear()
-        for row in rows:
+        if self._unrefined:
+            self._refine([self[replica_id] for replica_id in self._unrefined])
+            self._unrefined.clear()
+        totals = self._totals
+        for replica_id in self._dirty:
+            row = self._rows[replica_id]
             ledger = self._ledgers[row]
-            size, capacity = ledger.replica.block_size, ledger.replica.kv_blocks
-            profile, used = ledger.profile, ledger.used_blocks
-            self._free_slots[row] = ledger.free_slots
-            self._used[row] = used
-            self._peak[row] = profile.peak
-            self._peak_step[row] = profile.peak_time if profile.peak else _NEVER
-            self._most_held_now[row] = (capacity - used) * size - 1
-            self._most_held_at_peak[row] = (capacity - profile.peak) * size - profile.peak_time
-            self._refused_held[row] = self._refused_steps[row] = _NEVER
+            profile = ledger.profile
+            free, used, peak = _summarise(
+                self._summary,
+                row,
+                max(ledger.free_slots, 0),
+                ledger.used_blocks,
+                profile.peak,
+                profile.peak_time,
+            )
+            totals[_FREE_SLOTS] += free
+            totals[_USED] += used
+            totals[_PEAK] += peak
+        self._dirty.clear()
 
     def _refine(self, ledgers: list[ReplicaLedger]) -> None:
-        """Make the stale estimates of all these ledgers again, in one vectorised call."""
-        stale = [(ledger, rows) for ledger in ledgers if len(rows := ledger.stale())]
+        """Make the stale estimates of all these ledgers again, in one call."""
+        stale = [
+            (ledger, rows) for ledger in ledgers if len(rows := ledger.stale(self._refine_after))
+        ]
         if not stale:
             return
         columns = [ledger.columns(rows) for ledger, rows in stale]
-        ints = np.concatenate([c[0] for c in columns], axis=1)
-        floats = np.concatenate([c[1] for c in columns], axis=1)
+        ints, floats = columns[0]
+        if len(columns) > 1:
+            ints = np.concatenate([c[0] for c in columns], axis=1)
+            floats = np.concatenate([c[1] for c in columns], axis=1)
         estimates = self._admission.estimates(as_batch(ints, floats))
-        bounds = np.cumsum([len(rows) for _, rows in stale])[:-1]
-        for (ledger, rows), own in zip(stale, np.split(estimates, bounds), strict=True):
-            ledger.set_estimates(rows, own)
+        start = 0
+        for ledger, rows in stale:
+            ledger.set_estimates(rows, estimates[start : start + len(rows)])
+            start += len(rows)
+
+
+@compiled
+def _summarise(
+    summary: Ints, row: int, free_slots: int, used: int, peak: int, peak_step: int
+) -> tuple[int, int, int]:
+    """Write a replica's row; returns by how much its free slots, use and peak have changed."""
+    changes = (
+        int(free_slots - summary[_FREE_SLOTS, row]),
+        int(used - summary[_USED, row]),
+        int(peak - summary[_PEAK, row]),
+    )
+    capacity, block_size = summary[_CAPACITY, row], summary[_BLOCK_SIZE, row]
+    summary[_FREE_SLOTS, row] = free_slots
+    summary[_USED, row] = used
+    summary[_PEAK, row] = peak
+    summary[_PEAK_STEP, row] = peak_step if peak else _NEVER
+    summary[_MOST_HELD_NOW, row] = (capacity - used) * block_size - 1
+    summary[_MOST_HELD_AT_PEAK, row] = (capacity - peak) * block_size - peak_step
+    summary[_REFUSED_HELD, row] = summary[_REFUSED_STEPS, row] = _NEVER
+    return changes
+
+
+@compiled
+def _candidates(
+    summary: Ints,
+    held: int,
+    steps: int,
+    most: int,
+    guard_band: float,
+    rows: Ints,
+    least_shares: Floats,
+) -> int:
+    """List the replicas that may admit a request, with the least that its peak there can be.
+
+    Two steps are tested for each: the next one, and the one where the projection without the
+    request has its peak, if the request would still run then. The request runs in both, so that
+    they hold for either horizon; and who refuses a request refuses a larger or longer one.
+
+    Args:
+        summary: The fleet's; `_LIMIT` is filled in.
+        held: As for `Fleet.place`.
+        steps: As for `Fleet.place`.
+        most: As for `Fleet.place`.
+        guard_band: As for `Fleet.place`.
+        rows: Filled with the replicas' columns in the summary.
+        least_shares: Filled with lower bounds on their peaks with the request, over all steps, as
+            shares of their capacity.
+
+    Returns:
+        How many there are.
+    """
+    found = 0
+    for row in range(summary.shape[1]):
+        capacity, block_size = summary[_CAPACITY, row], summary[_BLOCK_SIZE, row]
+        limit = capacity
+        if guard_band > 0 and summary[_USED, row] > 0:
+            limit = int(capacity * (1.0 - guard_band))
+        summary[_LIMIT, row] = limit
+        held_and_band = held + (capacity - limit) * block_size
+        peak_step = summary[_PEAK_STEP, row]
+        if (
+            summary[_FREE_SLOTS, row] > 0
+            and summary[_LARGEST_REQUEST, row] >= most
+            and summary[_MOST_HELD_NOW, row] >= held_and_band
+            and (peak_step > steps or summary[_MOST_HELD_AT_PEAK, row] >= held_and_band)
+            and (summary[_REFUSED_HELD, row] > held or summary[_REFUSED_STEPS, row] > steps)
+        ):
+            together = (
+                (held + peak_step + block_size - 1) // block_size if peak_step <= steps else 0
+            )
+            alone = (held + steps + block_size - 1) // block_size
+            least_shares[found] = max(summary[_PEAK, row] + together, alone) / capacity
+            rows[found] = row
+            found += 1
+    return found
+
+
+@compiled
+def _next(shares: Floats, found: int, after: int) -> int:
+    """The index that follows `after` when `found` shares are taken in ascending order.
+
+    Equal ones go by index. -1 stands before the first and after the last. Few are ever asked for,
+    so that a pass for each costs less than to sort them all.
+    """
+    best = -1
+    for index in range(found):
+        if after >= 0 and (
+            shares[index] < shares[after] or (shares[index] == shares[after] and index <= after)
+        ):
+            continue
+        if best < 0 or shares[index] < shares[best]:
+            best = index
+    return best

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 
 from policies.batch import Floats, Ints, RequestBatch
+from policies.compiled import compiled
 from policies.forecast import Forecast
 from policies.projection import MemoryProfile
 from policies.request import Request
 
-_REFRESH_SHARE = 8
-"""A row is estimated again once it has advanced by 1/8 of the steps it had left: refinement while
-decoding at a cost per request that is logarithmic in its length."""
+REFINE_AFTER = 1 / 8
+"""A row is estimated again once it has advanced by this share of the steps it had left: refinement
+while decoding at a cost per request that is logarithmic in its length."""
 
-# Rows of a ledger's integer matrix; the first seven are a `RequestBatch`'s own columns.
+# Rows of a ledger's integer matrix; the first six are a `RequestBatch`'s own columns.
 _PROMPT, _CAP, _GENERATED, _LOWER, _UPPER, _TRUE, _ESTIMATE, _ESTIMATED_AT = range(8)
 _ARRIVAL, _MU, _SIGMA = range(3)
 
@@ -79,18 +81,15 @@ class ReplicaLedger:
     @property
     def used_blocks(self) -> int:
         """Blocks held now: every entry with the next token's place, which its step needs."""
-        n, size = len(self._ids), self.replica.block_size
-        return int(((self._ints[_PROMPT, :n] + self._ints[_GENERATED, :n] + size) // size).sum())
+        return _used_blocks(self._ints, len(self._ids), self.replica.block_size)
 
     @property
     def profile(self) -> MemoryProfile:
         """Projected use over the coming steps, with steps counted from now."""
         if self._profile is None:
-            ints = self._ints[:, : len(self._ids)]
-            generated = ints[_GENERATED]
-            # A row that has reached its estimate makes one more step until it is estimated again.
-            steps = np.maximum(ints[_ESTIMATE] - generated, 1)
-            self._profile = MemoryProfile(ints[_PROMPT] + generated, steps, self.replica.block_size)
+            held, steps = np.empty((2, len(self._ids)), np.int64)
+            _project(self._ints, held, steps)
+            self._profile = MemoryProfile(held, steps, self.replica.block_size)
         return self._profile
 
     def add(self, request: Request, forecast: Forecast, estimate: int) -> None:
@@ -129,13 +128,10 @@ class ReplicaLedger:
 
     def progressed(self, tokens_by_request: Mapping[str, int]) -> None:
         """Correct entries by the engine's own counts of output tokens; ids not here are ignored."""
-        known = [
-            (row, t) for i, t in tokens_by_request.items() if (row := self._rows.get(i, -1)) >= 0
-        ]
-        if known:
-            rows, tokens = np.array(known).T
-            generated = np.minimum(tokens, self._ints[_CAP, rows] - 1)
-            self._ints[_GENERATED, rows] = np.maximum(self._ints[_GENERATED, rows], generated)
+        count = len(tokens_by_request)
+        rows = np.fromiter(map(self._rows.get, tokens_by_request, repeat(-1)), np.int64, count)
+        tokens = np.fromiter(tokens_by_request.values(), np.int64, count)
+        if _progress(self._ints, rows, tokens):
             self._profile = None
 
     def learn(self, request_id: str, forecast: Forecast) -> None:
@@ -146,43 +142,80 @@ class ReplicaLedger:
         self._ints[_ESTIMATE, row] = 0  # stale from now on
         self._profile = None
 
-    def stale(self) -> Ints:
-        """Rows whose estimate should be made again, shape (k,)."""
-        ints = self._ints[:, : len(self._ids)]
-        left = np.maximum(ints[_ESTIMATE] - ints[_GENERATED], 1)
-        advanced = ints[_GENERATED] - ints[_ESTIMATED_AT]
-        return np.flatnonzero(
-            (advanced * _REFRESH_SHARE >= left) | (ints[_ESTIMATE] <= ints[_GENERATED])
-        )
+    def stale(self, refine_after: float = REFINE_AFTER) -> Ints:
+        """Rows whose estimate should be made again, shape (k,).
+
+        Args:
+            refine_after: Share of the steps a row had left that it must have made since.
+        """
+        return _stale(self._ints, len(self._ids), refine_after)
 
     def columns(self, rows: Ints) -> tuple[Ints, Floats]:
         """Integer columns (8, k) and float columns (3, k) of these rows, for `as_batch`."""
-        return self._ints[:, rows], self._floats[:, rows]
+        return self._ints.take(rows, axis=1), self._floats.take(rows, axis=1)
 
     def set_estimates(self, rows: Ints, estimates: Ints) -> None:
         """Set the projected output tokens of these rows."""
-        self._ints[_ESTIMATE, rows] = estimates
-        self._ints[_ESTIMATED_AT, rows] = self._ints[_GENERATED, rows]
+        _set_estimates(self._ints, rows, estimates)
         self._profile = None
 
 
 def as_batch(ints: Ints, floats: Floats) -> RequestBatch:
     """Ledger columns as policies see them."""
-    return RequestBatch(
-        prompt_tokens=ints[_PROMPT],
-        max_tokens=ints[_CAP],
-        generated_tokens=ints[_GENERATED],
-        arrival_s=floats[_ARRIVAL],
-        mu=floats[_MU],
-        sigma=floats[_SIGMA],
-        lower=ints[_LOWER],
-        upper=ints[_UPPER],
-        output_tokens=ints[_TRUE],
-    )
+    prompt, cap, generated, lower, upper, true, _, _ = ints
+    arrival, mu, sigma = floats
+    return RequestBatch(prompt, cap, generated, arrival, mu, sigma, lower, upper, true)
 
 
-def raised_lower(forecast: Forecast, tokens: int) -> Forecast:
-    """The forecast after the request was seen to reach `tokens`: A_min's learned bound."""
-    if tokens <= forecast.lower:
-        return forecast
-    return replace(forecast, lower=tokens, upper=max(forecast.upper, tokens))
+@compiled
+def _used_blocks(ints: Ints, count: int, block_size: int) -> int:
+    used = 0
+    for row in range(count):
+        used += (ints[_PROMPT, row] + ints[_GENERATED, row] + block_size) // block_size
+    return int(used)
+
+
+@compiled
+def _project(ints: Ints, held: Ints, steps: Ints) -> None:
+    """Fill in what each entry holds and the steps it has left, (n,)."""
+    for row in range(len(held)):
+        generated = ints[_GENERATED, row]
+        held[row] = ints[_PROMPT, row] + generated
+        # A row that has reached its estimate makes one more step until it is estimated again.
+        steps[row] = max(ints[_ESTIMATE, row] - generated, 1)
+
+
+@compiled
+def _progress(ints: Ints, rows: Ints, tokens: Ints) -> bool:
+    """Raise what these rows have generated; row -1 is nobody's. Returns whether any rose."""
+    rose = False
+    for i in range(len(rows)):
+        row = rows[i]
+        if row >= 0:
+            generated = min(tokens[i], ints[_CAP, row] - 1)
+            if generated > ints[_GENERATED, row]:
+                ints[_GENERATED, row] = generated
+                rose = True
+    return rose
+
+
+@compiled
+def _stale(ints: Ints, count: int, refine_after: float) -> Ints:
+    rows = np.empty(count, np.int64)
+    found = 0
+    for row in range(count):
+        generated = ints[_GENERATED, row]
+        left = ints[_ESTIMATE, row] - generated
+        made = generated - ints[_ESTIMATED_AT, row]
+        if left <= 0 or (made > 0 and made >= left * refine_after):
+            rows[found] = row
+            found += 1
+    return rows[:found]
+
+
+@compiled
+def _set_estimates(ints: Ints, rows: Ints, estimates: Ints) -> None:
+    for i in range(len(rows)):
+        row = rows[i]
+        ints[_ESTIMATE, row] = estimates[i]
+        ints[_ESTIMATED_AT, row] = ints[_GENERATED, row]

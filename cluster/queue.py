@@ -26,7 +26,8 @@ class Waiting:
         estimate: Output tokens the admission projects for it.
         overtaken: Requests behind it that were dispatched while it was the head and fitted nowhere.
         submitted_s: When it entered the queue, in seconds of the caller's clock.
-        sequence: Place in the order of submission; breaks ties of the key.
+        sequence: Place in the order of submission, given by the queue where it is 0; breaks ties of
+            the key.
     """
 
     request: Request
@@ -54,7 +55,7 @@ class WaitingQueue:
         self._entries: dict[str, Waiting] = {}
         self._heap: list[tuple[int, float, int, int, Waiting]] = []
         self._unkeyed: dict[str, Waiting] = {}
-        self._sequence = itertools.count()
+        self._sequence = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -67,7 +68,7 @@ class WaitingQueue:
 
     def add(self, waiting: Waiting) -> None:
         """Add a request; its key is computed at the next `key_pending`."""
-        waiting.sequence = next(self._sequence)
+        waiting.sequence = waiting.sequence or next(self._sequence)
         self._entries[waiting.request.request_id] = waiting
         self._unkeyed[waiting.request.request_id] = waiting
 
@@ -102,17 +103,23 @@ class WaitingQueue:
             waiting.key, waiting.estimate = key, estimate
             self._push(waiting)
 
-    def pop(self) -> Waiting | None:
-        """Remove and return the first request; None when nothing with a key waits."""
-        while self._heap:
-            *_, version, waiting = heapq.heappop(self._heap)
+    def first(self) -> Waiting | None:
+        """The first request; None when nothing with a key waits."""
+        heap = self._heap
+        while heap:
+            *_, version, waiting = heap[0]
             if version == waiting.version:
-                del self._entries[waiting.request.request_id]
                 return waiting
+            heapq.heappop(heap)
         return None
 
+    def pop(self) -> None:
+        """Remove the request that `first` returned."""
+        waiting = heapq.heappop(self._heap)[-1]
+        del self._entries[waiting.request.request_id]
+
     def restore(self, popped: Sequence[Waiting]) -> None:
-        """Put back requests that `pop` returned, at the places they had."""
+        """Put back requests that were popped, at the places they had."""
         for waiting in popped:
             self._entries[waiting.request.request_id] = waiting
             self._push(waiting)

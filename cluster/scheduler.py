@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.fleet import Fleet
-from cluster.ledger import Replica, raised_lower
+from cluster.ledger import REFINE_AFTER, Replica
 from cluster.queue import Waiting, WaitingQueue
+from policies.batch import RequestBatch
 from policies.bundle import Policy
 from policies.forecast import Forecast
 from policies.request import Request, RequestClass
@@ -57,6 +58,7 @@ class _Running:
     forecast: Forecast
     attempt: int
     replica_id: str
+    sequence: int
 
 
 class ClusterScheduler:
@@ -67,9 +69,16 @@ class ClusterScheduler:
     from `submit` until `finished`, `cancel` or the loss of its replica; after that it is unknown.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, refine_after: float = REFINE_AFTER) -> None:
+        """Start without replicas.
+
+        Args:
+            policy: What to decide with.
+            refine_after: Share of the steps it had left after which a running request's length is
+                estimated again; 0: whenever it has progressed.
+        """
         self.policy = policy
-        self.fleet = Fleet(policy.admission)
+        self.fleet = Fleet(policy.admission, refine_after, policy.horizon)
         self._waiting = WaitingQueue(policy.ordering, policy.admission)
         self._running: dict[str, _Running] = {}
         self._recalls: list[Recall] = []
@@ -91,7 +100,15 @@ class ClusterScheduler:
             return "waiting"
         return "running" if request_id in self._running else "unknown"
 
-    def submit(self, request: Request, forecast: Forecast, now: float, *, attempt: int = 1) -> bool:
+    def submit(
+        self,
+        request: Request,
+        forecast: Forecast,
+        now: float,
+        *,
+        attempt: int = 1,
+        place: int | None = None,
+    ) -> bool:
         """Queue a request.
 
         Submission is idempotent: a request that waits or runs in the same or a later attempt is
@@ -102,6 +119,7 @@ class ClusterScheduler:
             forecast: What is known now; `forecast` replaces it.
             now: Seconds.
             attempt: Number of the dispatch this asks for.
+            place: Its place among requests with equal keys, from 1; None: in order of submission.
 
         Returns:
             False when it was known already.
@@ -119,7 +137,7 @@ class ClusterScheduler:
             self._stop(request.request_id)
         if request.request_class is RequestClass.ONLINE:
             self._last_online_s = now
-        self._waiting.add(Waiting(request, forecast, attempt, submitted_s=now))
+        self._waiting.add(Waiting(request, forecast, attempt, now, sequence=place or 0))
         return True
 
     def forecast(self, request_id: str, forecast: Forecast, now: float) -> None:
@@ -162,13 +180,35 @@ class ClusterScheduler:
             self.fleet[replica_id].progressed(tokens_by_request)
             self.fleet.changed(replica_id, refine=True)
 
-    def evicted(self, replica_id: str, request_id: str, tokens: int, now: float) -> None:
-        """The engine evicted a request at `tokens` output tokens and will run it again there."""
+    def evicted(
+        self, replica_id: str, request_id: str, tokens: int, now: float, *, kept: int | None = None
+    ) -> bool:
+        """A replica evicted a request at `tokens` output tokens and gave it back: it waits again.
+
+        What was learnt of its length stays, and counts in its new place in the queue.
+
+        Args:
+            replica_id: Who evicted it.
+            request_id: Which.
+            tokens: Output tokens it had reached, below its cap.
+            now: Seconds.
+            kept: Output tokens with which it goes on; None: all of them, 0: it restarts.
+
+        Returns:
+            False when it does not run there (superseded, cancelled): nothing was changed.
+        """
         running = self._running.get(request_id)
-        if running is not None and running.replica_id == replica_id:
-            running.forecast = raised_lower(running.forecast, tokens)
-            self.fleet[replica_id].learn(request_id, running.forecast)
-            self.fleet.changed(replica_id, refine=True)
+        if running is None or running.replica_id != replica_id:
+            return False
+        self._leave(request_id)
+        reached = replace(running.request, generated_tokens=tokens)
+        (lower,) = self.policy.eviction.learned(RequestBatch.of([reached], [running.forecast]))
+        forecast = running.forecast.at_least(int(lower))
+        rest = replace(reached, generated_tokens=tokens if kept is None else kept)
+        self._waiting.add(
+            Waiting(rest, forecast, running.attempt + 1, now, sequence=running.sequence)
+        )
+        return True
 
     def finished(self, replica_id: str, request_id: str, tokens: int, now: float) -> bool:
         """A request ended on a replica with `tokens` output tokens.
@@ -189,18 +229,21 @@ class ClusterScheduler:
         if not len(self._waiting) or not self.fleet.has_free_slot:
             return actions
         self._waiting.key_pending(self.fleet.slots)
+        backfill = self.policy.backfill
         passed: list[Waiting] = []
-        while self.fleet.has_free_slot and (head := self._waiting.pop()) is not None:
+        while (head := self._waiting.first()) is not None and self.fleet.has_free_slot:
             dispatch = self._place(head, now)
             if dispatch is None:
-                passed.append(head)
-                if head.overtaken >= self.policy.backfill or len(passed) > self.policy.backfill:
+                if head.overtaken >= backfill or len(passed) == backfill:
                     break
+                self._waiting.pop()
+                passed.append(head)
             else:
+                self._waiting.pop()
                 actions.append(dispatch)
                 for waiting in passed:
                     waiting.overtaken += 1
-                if any(w.overtaken >= self.policy.backfill for w in passed):
+                if any(w.overtaken >= backfill for w in passed):
                     break
         self._waiting.restore(passed)
         return actions
@@ -216,7 +259,7 @@ class ClusterScheduler:
         if placed is None:
             return None
         replica_id, peak_blocks = placed
-        self._enter(request, head.forecast, head.estimate, replica_id, head.attempt)
+        self._enter(head, replica_id)
         queued_s = now - head.submitted_s
         return Dispatch(
             request, replica_id, head.attempt, head.forecast, head.key, queued_s, peak_blocks
@@ -228,11 +271,12 @@ class ClusterScheduler:
             return 0.0
         return self.policy.guard_band if now - self._last_online_s < ONLINE_MEMORY_S else 0.0
 
-    def _enter(
-        self, request: Request, forecast: Forecast, estimate: int, replica_id: str, attempt: int
-    ) -> None:
-        self._running[request.request_id] = _Running(request, forecast, attempt, replica_id)
-        self.fleet[replica_id].add(request, forecast, estimate)
+    def _enter(self, head: Waiting, replica_id: str) -> None:
+        request = head.request
+        self._running[request.request_id] = _Running(
+            request, head.forecast, head.attempt, replica_id, head.sequence
+        )
+        self.fleet[replica_id].add(request, head.forecast, head.estimate)
         self.fleet.changed(replica_id)
 
     def _leave(self, request_id: str) -> str:

@@ -44,7 +44,7 @@ class TimelineSampler:
             interval_s: Seconds between samples; None: begin with a fine interval. Either doubles
                 whenever the samples grow too many.
         """
-        self._interval_s = 0.01 if interval_s is None else interval_s
+        self._interval_s = 0.1 if interval_s is None else interval_s
         self._samples: list[tuple[float, int, int, int, int]] = []
         self.due_s = 0.0
 

@@ -30,6 +30,7 @@ class WorkloadChunk:
         sigma: Forecast scale of ln X.
         lower: Forecast lower bound in tokens.
         upper: Forecast upper bound in tokens.
+        number: Unique numbers that name the requests and break ties; None: places in the workload.
 
     Raises:
         WorkloadError: Shapes differ or a value is out of range.
@@ -44,9 +45,11 @@ class WorkloadChunk:
     sigma: Floats
     lower: Ints
     upper: Ints
+    number: Ints | None = None
 
     def __post_init__(self) -> None:
-        shapes = {field.name: np.shape(getattr(self, field.name)) for field in fields(self)}
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        shapes = {name: np.shape(c) for name, c in columns.items() if c is not None}
         if len(set(shapes.values())) > 1:
             raise WorkloadError(f"the columns of a workload must have one shape, got {shapes}")
         self._require("arrival_s", np.isfinite(self.arrival_s), "finite")

@@ -6,13 +6,15 @@ decorate it; another package declares it as an entry point of the group `tiebrea
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from policies import logt
-from policies.batch import Ints, RequestBatch
+from policies.batch import Floats, Ints, RequestBatch
+from policies.compiled import compiled
 from policies.registry import InvalidOptionError, Registry, check_choice
 
 _OVERDUE = ("alive", "double")
@@ -54,9 +56,9 @@ class BoundAdmission:
 
     def prolonged(self, estimates: Ints, batch: RequestBatch) -> Ints:
         """`estimates` with the overdue ones replaced, within the limits of the protocol, (n,)."""
-        done = batch.generated_tokens
-        more = np.maximum(done, 1) if self.overdue == "double" else 1
-        return _within_limits(np.where(done >= estimates, done + more, estimates), batch)
+        return _prolonged(
+            estimates, batch.generated_tokens, batch.max_tokens, self.overdue == "double"
+        )
 
 
 @ADMISSIONS.register
@@ -119,7 +121,7 @@ class Quantile:
         tokens = logt.conditional_quantile(
             batch.mu, batch.sigma, batch.max_tokens, batch.generated_tokens, self.q
         )
-        return _within_limits(np.ceil(tokens - _ROUNDING_TOKENS).astype(np.int64), batch)
+        return _whole(tokens, batch.generated_tokens, batch.max_tokens)
 
 
 @ADMISSIONS.register
@@ -135,4 +137,27 @@ class Oracle:
 
 
 def _within_limits(estimates: Ints, batch: RequestBatch) -> Ints:
-    return np.clip(estimates, batch.generated_tokens + 1, batch.max_tokens)
+    least: Ints = np.maximum(estimates, batch.generated_tokens + 1)
+    return np.minimum(least, batch.max_tokens, out=least)
+
+
+@compiled
+def _prolonged(estimates: Ints, generated: Ints, cap: Ints, double: bool) -> Ints:
+    """`estimates` with the overdue ones replaced, within the limits of the protocol, (n,)."""
+    prolonged = np.empty(len(estimates), np.int64)
+    for i in range(len(estimates)):
+        estimate, done = estimates[i], generated[i]
+        if done >= estimate:
+            estimate = done + (max(done, 1) if double else 1)
+        prolonged[i] = min(estimate, cap[i])
+    return prolonged
+
+
+@compiled
+def _whole(tokens: Floats, generated: Ints, cap: Ints) -> Ints:
+    """`tokens` rounded up, within the limits of the protocol, (n,)."""
+    estimates = np.empty(len(tokens), np.int64)
+    for i in range(len(tokens)):
+        up = math.ceil(tokens[i] - _ROUNDING_TOKENS)
+        estimates[i] = min(max(up, generated[i] + 1), cap[i])
+    return estimates

@@ -51,16 +51,38 @@ class RequestBatch:
     @classmethod
     def of(cls, requests: Sequence[Request], forecasts: Sequence[Forecast]) -> RequestBatch:
         """Columns of `requests` and their `forecasts`, in the given order."""
+        # Two matrices, because an array costs more than the few numbers in it.
+        ints = np.array(
+            [
+                [r.prompt_tokens for r in requests],
+                [r.max_tokens for r in requests],
+                [r.generated_tokens for r in requests],
+                [f.lower for f in forecasts],
+                [f.upper for f in forecasts],
+                [r.output_tokens or 0 for r in requests],
+            ],
+            np.int64,
+        )
+        floats = np.array(
+            [
+                [r.arrival_s for r in requests],
+                [f.mu for f in forecasts],
+                [f.sigma for f in forecasts],
+            ],
+            np.float64,
+        )
+        prompt_tokens, max_tokens, generated_tokens, lower, upper, output_tokens = ints
+        arrival_s, mu, sigma = floats
         return cls(
-            prompt_tokens=np.array([r.prompt_tokens for r in requests], np.int64),
-            max_tokens=np.array([r.max_tokens for r in requests], np.int64),
-            generated_tokens=np.array([r.generated_tokens for r in requests], np.int64),
-            arrival_s=np.array([r.arrival_s for r in requests], np.float64),
-            mu=np.array([f.mu for f in forecasts], np.float64),
-            sigma=np.array([f.sigma for f in forecasts], np.float64),
-            lower=np.array([f.lower for f in forecasts], np.int64),
-            upper=np.array([f.upper for f in forecasts], np.int64),
-            output_tokens=np.array([r.output_tokens or 0 for r in requests], np.int64),
+            prompt_tokens,
+            max_tokens,
+            generated_tokens,
+            arrival_s,
+            mu,
+            sigma,
+            lower,
+            upper,
+            output_tokens,
         )
 
     def known_output_tokens(self) -> Ints:

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from policies.admission import ADMISSIONS, Admission
 from policies.eviction import EVICTIONS, Eviction
 from policies.ordering import ORDERINGS, Ordering
-from policies.registry import InvalidOptionError, check_name
+from policies.registry import InvalidOptionError, check_choice, check_name
+
+HORIZONS = ("own", "all")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +27,13 @@ class Policy:
         backfill: Requests that may overtake a head that fits nowhere; 0 is the papers' strict
             prefix.
         guard_band: Share of a replica's memory, in [0, 1), that offline work leaves free.
+        horizon: Over which steps the projection must stay within memory for a request to be
+            admitted: `own`, those that it would run itself; `all`, also those after it. They differ
+            once running requests alone are projected beyond memory: `all` then admits nobody,
+            `own` whoever will be gone by then.
 
     Raises:
-        InvalidOptionError: A number is out of range.
+        InvalidOptionError: An option is out of range.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Policy:
     eviction: Eviction
     backfill: int = 0
     guard_band: float = 0.0
+    horizon: str = "own"
 
     def __post_init__(self) -> None:
         if self.backfill < 0:
@@ -47,6 +54,7 @@ class Policy:
                 f"policy {self.name!r}: guard_band is {self.guard_band}, must be a share in 0..1, "
                 "1 excluded"
             )
+        check_choice("horizon", self.horizon, HORIZONS)
 
 
 Options = Mapping[str, Any]
@@ -73,6 +81,8 @@ _RECIPES: dict[str, _Recipe] = {
     "a_max": _Recipe("upper_bound", "a_max", ordering_options=_NO_AGEING),
     "a_min": _Recipe("lower_bound", "a_min", "shortest_lower_bound", _NO_AGEING),
     "tie+a_min": _Recipe("tie", "a_min", "shortest_lower_bound"),
+    "promote_l": _Recipe("lower_bound", "a_min", "promotion", _NO_AGEING),
+    "mc_sf": _Recipe("sjf", "quantile", "shortest_lower_bound", _NO_AGEING),
     "h_sf": _Recipe("oracle", "oracle", ordering_options=_NO_AGEING),
     "tiebreak": _Recipe("kv_volume", "quantile", "shortest_lower_bound"),
 }
@@ -94,6 +104,7 @@ def policy(
     eviction_options: Options = _NO_OPTIONS,
     backfill: int = 0,
     guard_band: float = 0.0,
+    horizon: str = "own",
 ) -> Policy:
     """The bundle called `name`, with parts exchanged or their options changed.
 
@@ -107,6 +118,7 @@ def policy(
         eviction_options: Options of the eviction: `{"variant": "stored"}`.
         backfill: See `Policy`.
         guard_band: See `Policy`.
+        horizon: See `Policy`.
 
     Raises:
         UnknownNameError: No such bundle or part.
@@ -124,4 +136,5 @@ def policy(
         eviction=EVICTIONS.build(eviction or recipe.eviction, eviction_options),
         backfill=backfill,
         guard_band=guard_band,
+        horizon=horizon,
     )

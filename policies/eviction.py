@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from policies import logt
 from policies.batch import Floats, Ints, RequestBatch
 from policies.registry import Registry, check_choice
 
@@ -102,6 +103,26 @@ class ShortestLowerBound(MemoryEviction):
         if self.variant == "stored":
             return batch.lower.astype(np.float64)
         return np.maximum(batch.lower, batch.generated_tokens).astype(np.float64)
+
+
+@EVICTIONS.register
+@dataclass(frozen=True, slots=True)
+class LongestRemaining(MemoryEviction):
+    """The longest remaining length first: the conditional median, given the tokens generated.
+
+    Among requests that are all to be finished, the one with most left to do costs least when it is
+    put off, and it gives way to several short ones. A request that turned out long is found by its
+    own forecast, conditioned on what it has generated.
+    """
+
+    name: ClassVar[str] = "longest_remaining"
+
+    def keys(self, batch: RequestBatch, started: Floats) -> Floats:
+        """See `Eviction.keys`."""
+        median = logt.conditional_quantile(
+            batch.mu, batch.sigma, batch.max_tokens, batch.generated_tokens, 0.5
+        )
+        return batch.generated_tokens - median
 
 
 @EVICTIONS.register

@@ -8,11 +8,13 @@ B = 1 this is `max_k (r_k * k + sum_{j <= k} h_j)` over the requests sorted by r
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-
 import numpy as np
 
 from policies.batch import Ints
+from policies.compiled import compiled
+
+# Rows of a profile's table, whose columns are the requests in ascending order of completion.
+_FINISH, _BASE, _USAGE, _LATER_PEAK = range(4)
 
 
 def peak_blocks(held: Ints, remaining: Ints, block_size: int) -> int:
@@ -30,28 +32,15 @@ def peak_blocks(held: Ints, remaining: Ints, block_size: int) -> int:
 class MemoryProfile:
     """The projected memory of one replica, in its own step clock.
 
-    Immutable. Building costs O(n block_size + n log n), a query a slice.
+    Immutable. Building costs O(n block_size + n log n), a query O(n), both compiled.
 
     Attributes:
-        times: Distinct completion clocks, ascending, (m,).
-        usage: Blocks in use at each, by the requests that complete then or later, (m,).
         peak: Largest usage, 0 when empty.
         peak_time: First clock at which it is reached, 0 when empty.
         block_size: Tokens per block.
     """
 
-    __slots__ = (
-        "_carry",
-        "_counts",
-        "_later_peaks",
-        "_times",
-        "_whole",
-        "block_size",
-        "peak",
-        "peak_time",
-        "times",
-        "usage",
-    )
+    __slots__ = ("_table", "block_size", "peak", "peak_time")
 
     def __init__(self, base: Ints, finish: Ints, block_size: int) -> None:
         """Project requests that run now.
@@ -64,33 +53,31 @@ class MemoryProfile:
         Raises:
             ValueError: `block_size` is below 1, or the shapes differ.
         """
-        if block_size < 1 or np.shape(base) != np.shape(finish):
+        base, finish = np.ascontiguousarray(base, np.int64), np.ascontiguousarray(finish, np.int64)
+        if block_size < 1 or base.shape != finish.shape:
             raise ValueError(
-                f"block_size is {block_size}, must be at least 1, and base {np.shape(base)} "
-                f"and finish {np.shape(finish)} must have one shape"
+                f"block_size is {block_size}, must be at least 1, and base {base.shape} "
+                f"and finish {finish.shape} must have one shape"
             )
         self.block_size = block_size
-        base, finish = np.asarray(base, np.int64), np.asarray(finish, np.int64)
-        order = np.argsort(-finish, kind="stable")
-        finish = finish[order]
-        # ceil((b + t) / B) = floor(a / B) + floor(t / B) + [a mod B + t mod B >= B] with
-        # a = b + B - 1. Sums over the requests that finish last are prefix sums of the first term
-        # and of the carry, the latter for each residue of t.
-        whole, residue = np.divmod(base[order] + (block_size - 1), block_size)
-        self._whole = np.cumsum(whole)
-        self._carry = np.cumsum(
-            residue[:, None] + np.arange(block_size) >= block_size, axis=0, dtype=np.int32
-        )
-        last = np.flatnonzero(np.append(finish[1:] != finish[:-1], True)[: len(finish)])
-        times = finish[last]
-        usage = self._whole[last] + (last + 1) * (times // block_size)
-        usage += self._carry[last, times % block_size]
-        self.times, self.usage = times[::-1], usage[::-1]
-        self._times: list[int] = self.times.tolist()
-        self._counts: list[int] = (last[::-1] + 1).tolist()
-        self._later_peaks: list[int] = np.maximum.accumulate(usage)[::-1].tolist()
-        self.peak: int = self._later_peaks[0] if self._times else 0
-        self.peak_time: int = int(self.times[self.usage.argmax()]) if self._times else 0
+        self._table = np.empty((4, len(base)), np.int64)
+        self.peak, self.peak_time = _build(base, finish, block_size, self._table)
+
+    @property
+    def times(self) -> Ints:
+        """Distinct completion clocks, ascending, (m,)."""
+        return np.unique(self._table[_FINISH])
+
+    @property
+    def usage(self) -> Ints:
+        """Blocks in use at each of `times`, by the requests that complete then or later, (m,)."""
+        first = np.unique(self._table[_FINISH], return_index=True)[1]
+        usage: Ints = self._table[_USAGE, first]
+        return usage
+
+    def peaks(self, now: int, held: int, remaining: int) -> tuple[int, int]:
+        """`peak_during` and `peak_with`, for the price of one."""
+        return _peaks(self._table, self.block_size, now, held, remaining)
 
     def peak_with(self, now: int, held: int, remaining: int) -> int:
         """Peak usage in blocks after `now` if one more request started at `now`.
@@ -100,8 +87,7 @@ class MemoryProfile:
             held: Tokens the candidate holds when it starts.
             remaining: Steps it would run, at least 1.
         """
-        peak, until = self._while_it_runs(now, held, remaining)
-        return max(peak, self._later_peaks[until]) if until < len(self._times) else peak
+        return self.peaks(now, held, remaining)[1]
 
     def peak_during(self, now: int, held: int, remaining: int) -> int:
         """Like `peak_with`, but only over the steps that the candidate itself would run.
@@ -111,23 +97,55 @@ class MemoryProfile:
         projected beyond memory, which prolonged estimates can bring about: `peak_with` then admits
         nobody, `peak_during` whoever will be gone by then.
         """
-        return self._while_it_runs(now, held, remaining)[0]
+        return self.peaks(now, held, remaining)[0]
 
-    def _while_it_runs(self, now: int, held: int, remaining: int) -> tuple[int, int]:
-        """The peak until the candidate completes, and the index of the next completion."""
-        block, times = self.block_size, self._times
-        end = now + remaining
-        first, until = bisect_right(times, now), bisect_left(times, end)
-        peak = -(-(held + remaining) // block)
-        if until < len(times):
-            peak += self._usage_at(end, self._counts[until])
-        if first < until:
-            own = (self.times[first:until] + (held - now + block - 1)) // block
-            own += self.usage[first:until]
-            peak = max(peak, int(own.max()))
-        return peak, until
 
-    def _usage_at(self, clock: int, count: int) -> int:
-        """Blocks that the `count` requests that finish last hold at `clock`."""
-        quotient, residue = divmod(clock, self.block_size)
-        return int(self._whole[count - 1] + self._carry[count - 1, residue]) + count * quotient
+@compiled
+def _build(base: Ints, finish: Ints, block_size: int, table: Ints) -> tuple[int, int]:
+    """Fill a profile's table, (4, n); returns the peak and its first clock.
+
+    `_USAGE` counts the requests of its column and of those to the right. Among requests that
+    complete together that is all of them at the first, and no more at the others.
+    """
+    order = np.argsort(finish)
+    # ceil((b + t) / B) = floor(a / B) + floor(t / B) + [a mod B + t mod B >= B] with a = b + B - 1.
+    # Of the last term, which depends on t, the sum is kept for each residue of t.
+    carries = np.zeros(block_size, np.int64)
+    whole = peak = peak_time = 0
+    for count in range(1, len(order) + 1):
+        column = len(order) - count
+        row = order[column]
+        clock = finish[row]
+        shifted = base[row] + block_size - 1
+        whole += shifted // block_size
+        for residue in range(block_size - shifted % block_size, block_size):
+            carries[residue] += 1
+        usage = whole + count * (clock // block_size) + carries[clock % block_size]
+        if usage >= peak:
+            peak, peak_time = usage, clock
+        table[_FINISH, column] = clock
+        table[_BASE, column] = base[row]
+        table[_USAGE, column] = usage
+        table[_LATER_PEAK, column] = peak
+    return int(peak), int(peak_time)
+
+
+@compiled
+def _peaks(table: Ints, block_size: int, now: int, held: int, remaining: int) -> tuple[int, int]:
+    """Peak while a candidate runs, and from now on."""
+    count = table.shape[1]
+    end = now + remaining
+    during = 0
+    column = 0
+    while column < count and table[_FINISH, column] < end:
+        clock = table[_FINISH, column]
+        if clock > now:
+            own = (held + clock - now + block_size - 1) // block_size
+            during = max(during, table[_USAGE, column] + own)
+        column += 1
+    later = table[_LATER_PEAK, column] if column < count else 0
+    at_end = (held + remaining + block_size - 1) // block_size
+    for other in range(column, count):
+        at_end += (table[_BASE, other] + end + block_size - 1) // block_size
+    during = max(during, at_end)
+    return int(during), int(max(during, later))

@@ -170,16 +170,81 @@ def test_a_late_report_about_a_superseded_request_changes_nothing() -> None:
     assert core.state("x") == "running"
 
 
-def test_an_eviction_raises_the_lower_bound_that_a_min_projects_with() -> None:
+def test_an_evicted_request_waits_again_with_what_was_learnt_of_it() -> None:
+    core = scheduler(replica(blocks=8), policy_name="a_min")
+    core.submit(request("x", prompt=10, cap=100), forecast(30), now=0.0)
+    (first,) = core.decide(0.0)
+    assert isinstance(first, Dispatch)
+    assert core.evicted("a", "x", tokens=80, now=1.0)
+    assert core.state("x") == "waiting"
+    assert core.fleet["a"].used_blocks == 0
+    (again,) = core.decide(3.0)
+    assert isinstance(again, Dispatch)
+    assert (first.attempt, again.attempt) == (1, 2)
+    assert again.request.generated_tokens == 80
+    assert (again.forecast.lower, again.forecast.upper) == (80, first.forecast.upper)
+    assert (first.forecast.lower, again.queued_s) == (10, 2.0)
+    # 90 tokens are held and, the bound being reached, one more step is projected: 6 blocks of 16.
+    assert again.peak_blocks == core.fleet["a"].profile.peak == 6
+
+
+def test_an_evicted_request_that_restarts_is_projected_to_its_learnt_bound() -> None:
     core = scheduler(replica(blocks=8), policy_name="a_min")
     core.submit(request("x", prompt=10, cap=100), forecast(30), now=0.0)
     core.decide(0.0)
-    peak = core.fleet["a"].profile.peak
-    core.evicted("a", "x", tokens=80, now=1.0)
-    core.decide(1.0)
-    core.submit(request("y", cap=60), forecast(), now=1.0)
-    core.decide(1.0)
-    assert core.fleet["a"].profile.peak > peak
+    assert core.evicted("a", "x", tokens=80, now=1.0, kept=0)
+    (again,) = core.decide(1.0)
+    assert isinstance(again, Dispatch)
+    assert (again.request.generated_tokens, again.forecast.lower, again.attempt) == (0, 80, 2)
+    assert core.fleet["a"].used_blocks == 1
+    assert core.fleet["a"].profile.peak == 6
+
+
+def test_an_eviction_below_the_known_bound_teaches_nothing() -> None:
+    core = scheduler(replica(), policy_name="a_min")
+    core.submit(request("x"), forecast(90), now=0.0)
+    (first,) = core.decide(0.0)
+    core.evicted("a", "x", tokens=12, now=1.0)
+    (again,) = core.decide(1.0)
+    assert isinstance(first, Dispatch)
+    assert isinstance(again, Dispatch)
+    assert again.forecast == first.forecast
+
+
+def test_an_evicted_request_keeps_its_place_among_equals() -> None:
+    core = scheduler(replica(slots=1), policy_name="fcfs")
+    for name in ("first", "second"):
+        core.submit(request(name), forecast(), now=0.0)
+    assert dispatched(core) == [("first", "a")]
+    core.evicted("a", "first", tokens=3, now=1.0)
+    assert dispatched(core, 1.0) == [("first", "a")]
+
+
+def test_an_eviction_of_what_does_not_run_there_changes_nothing() -> None:
+    core = scheduler(replica("a"), replica("b"))
+    for name in ("runs", "cancelled"):
+        core.submit(request(name), forecast(), now=0.0)
+    placed = dict(dispatched(core))
+    core.cancel("cancelled", now=0.5)
+    other = {"a": "b", "b": "a"}[placed["runs"]]
+    assert not core.evicted(other, "runs", tokens=5, now=1.0)
+    assert not core.evicted("a", "stranger", tokens=5, now=1.0)
+    assert not core.evicted(placed["cancelled"], "cancelled", tokens=5, now=1.0)
+    assert (core.state("runs"), core.waiting, core.running) == ("running", 0, 1)
+
+
+@pytest.mark.parametrize(("horizon", "expected"), [("own", [("short", "a")]), ("all", [])])
+def test_the_horizon_of_the_policy_decides_on_who_is_gone_before_an_overload(
+    horizon: str, expected: list[tuple[str, str]]
+) -> None:
+    core = scheduler(replica(blocks=100, block_size=1), policy_name="a_min", horizon=horizon)
+    core.submit(request("long", prompt=2, cap=98), Forecast(4.0, 1.0, 4, 98), now=0.0)
+    core.submit(request("other", prompt=2, cap=98), Forecast(4.0, 1.0, 4, 98), now=0.0)
+    assert len(dispatched(core)) == 2
+    for name in ("long", "other"):
+        core.forecast(name, Forecast.exact(98), now=1.0)
+    core.submit(request("short", prompt=2, cap=3), Forecast.exact(3), now=1.0)
+    assert dispatched(core, 1.0) == expected, "the two others alone are projected to 200 tokens"
 
 
 def test_progress_beyond_the_estimate_is_projected_on() -> None:
@@ -190,3 +255,12 @@ def test_progress_beyond_the_estimate_is_projected_on() -> None:
     core.submit(request("y", prompt=220, cap=60), Forecast.exact(20), now=1.0)
     assert dispatched(core, 1.0) == [], "x holds 261 of 480 tokens, y brings 220 and grows"
     assert core.fleet["a"].used_blocks == 17
+
+
+def test_a_report_that_comes_late_takes_nothing_back() -> None:
+    core = scheduler(replica())
+    core.submit(request("x", prompt=10), forecast(), now=0.0)
+    core.decide(0.0)
+    for tokens in (60, 12):
+        core.progressed("a", {"x": tokens}, now=1.0)
+        assert core.fleet["a"].used_blocks == 5, "71 tokens with the next one's place"

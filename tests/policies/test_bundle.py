@@ -11,7 +11,7 @@ from policies import (
 )
 from policies.admission import AMax, AMin, Greedy, Quantile
 from policies.admission import Oracle as OracleAdmission
-from policies.eviction import Latest, ShortestLowerBound
+from policies.eviction import Latest, Promotion, ShortestLowerBound
 from policies.ordering import Fcfs, KvVolume, LowerBound, Oracle, Sept, Sjf, Tie, UpperBound
 
 PARTS = {
@@ -22,6 +22,8 @@ PARTS = {
     "a_max": (UpperBound(gamma=1.0), AMax(), Latest()),
     "a_min": (LowerBound(gamma=1.0), AMin(overdue="alive"), ShortestLowerBound("realtime")),
     "tie+a_min": (Tie(), AMin(overdue="alive"), ShortestLowerBound("realtime")),
+    "promote_l": (LowerBound(gamma=1.0), AMin(overdue="alive"), Promotion()),
+    "mc_sf": (Sjf(gamma=1.0), Quantile(q=0.5), ShortestLowerBound("realtime")),
     "h_sf": (Oracle(gamma=1.0), OracleAdmission(), Latest()),
     "tiebreak": (KvVolume(), Quantile(q=0.5), ShortestLowerBound("realtime")),
 }
@@ -31,6 +33,7 @@ def test_bundles_are_what_their_papers_say() -> None:
     made = {name: policy(name) for name in policy_names()}
     assert {n: (p.ordering, p.admission, p.eviction) for n, p in made.items()} == PARTS
     assert all(p.name == n and p.backfill == 0 for n, p in made.items())
+    assert {p.horizon for p in made.values()} == {"own"}
 
 
 def test_the_default_is_ours() -> None:
@@ -68,8 +71,9 @@ def test_an_unknown_bundle_is_answered_with_the_nearest() -> None:
         ({"backfill": -1}, "backfill is -1"),
         ({"guard_band": 1.0}, "guard_band is 1.0"),
         ({"guard_band": -0.1}, "guard_band is -0.1"),
+        ({"horizon": "al"}, "horizon.*'al'.*'all'"),
     ],
 )
-def test_numbers_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+def test_numbers_out_of_range_are_refused(options: dict[str, float | str], message: str) -> None:
     with pytest.raises(InvalidOptionError, match=message):
         policy("tie", **options)  # type: ignore[arg-type]

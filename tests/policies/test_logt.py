@@ -203,8 +203,33 @@ def test_conditional_quantile_splits_what_is_left(
 
 
 def test_conditional_quantile_of_nothing_generated_is_the_quantile() -> None:
-    found = logt.conditional_quantile(5.0, 0.7, 10_000, 0, [0.1, 0.5, 0.9])
-    np.testing.assert_allclose(found, logt.quantile(5.0, 0.7, [0.1, 0.5, 0.9]))
+    for q in (0.1, 0.5, 0.9):
+        found = logt.conditional_quantile(5.0, 0.7, 10_000, 0, q)
+        np.testing.assert_allclose(found, logt.quantile(5.0, 0.7, q))
+
+
+def test_conditional_quantile_agrees_with_the_t_distribution() -> None:
+    """Within 1e-9 of scipy's, wherever the request stands in its distribution."""
+    z = np.concatenate((np.linspace(-30, 30, 601), 10.0 ** np.arange(2, 6)))
+    for q in (1e-6, 0.01, 0.3, 0.5, 0.9, 0.999, 1 - 1e-9):
+        found = logt.conditional_quantile(1.0, 1e-6, 1e30, np.exp(1 + 1e-6 * z), q)
+        at = (np.log(np.exp(1 + 1e-6 * z)) - 1) / 1e-6
+        t = -special.stdtrit(NU, (1 - q) * special.stdtr(NU, -at))
+        np.testing.assert_allclose((np.log(found) - 1) / 1e-6, t, rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 600])
+def test_a_request_is_estimated_the_same_in_any_company(count: int) -> None:
+    rng = np.random.default_rng(count)
+    mu, sigma = rng.uniform(0, 9, count), rng.uniform(0, 2.5, count)
+    cap = rng.integers(2, 5000, count)
+    generated = (rng.random(count) * cap).astype(np.int64)
+    together = logt.conditional_quantile(mu, sigma, cap, generated, 0.4)
+    alone = [
+        float(logt.conditional_quantile(*one, 0.4))
+        for one in zip(mu, sigma, cap, generated, strict=True)
+    ]
+    assert alone == together.tolist()
 
 
 def test_an_outlived_point_mass_gives_one_token_more() -> None:

@@ -1,0 +1,373 @@
+"""A cluster in virtual time: the production scheduling core over simulated engines."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from cluster.ledger import REFINE_AFTER
+from cluster.scheduler import ClusterScheduler, Dispatch, ImpossibleRequestError
+from cluster.simulated_rows import LiveRequest, RowBuffer, RowSink
+from cluster.timeline import Timeline, TimelineSampler
+from cluster.virtual_replica import FleetSpec, VirtualReplica
+from cluster.workload import WorkloadChunk, WorkloadError
+from policies.bundle import Policy
+from policies.forecast import Forecast
+from policies.request import Request, RequestClass
+
+_IDLE_TICK_S = 1.0
+"""Decisions are also due without an event, because a guard band lapses with time."""
+
+_MOST_IDLE_TICKS = 1000
+
+
+class StalledError(RuntimeError):
+    """Requests wait, every replica is idle, and the policy still dispatches nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """What a simulation came to beside its rows. Token counts are sums over all requests.
+
+    Attributes:
+        policy: Name of the bundle.
+        step_time: Name of the step-time model.
+        replicas: Replicas.
+        capacity_blocks: KV blocks of all replicas together.
+        finished: Requests that finished.
+        refused: Requests larger than any replica.
+        makespan_s: When the last one finished.
+        prompt_tokens: Of the finished requests.
+        output_tokens: Of the finished requests.
+        evictions: Times a request lost its memory.
+        recomputed_tokens: Tokens computed again, or generated again after a restart.
+        wasted_tokens: Output tokens that restarts threw away.
+        busy_s: Seconds the replicas computed, summed.
+        uncovered_share: Share of those outside the range the step-time model was measured on.
+        mean_waiting: Queue length averaged over time.
+        peak_waiting: Longest queue.
+        mean_memory_share: Share of the KV blocks in use, averaged over time.
+        peak_memory_blocks: Most KV blocks one replica had in use.
+        decisions: Rounds of decisions.
+        dispatches: Dispatches decided.
+        timeline: The cluster over time.
+    """
+
+    policy: str
+    step_time: str
+    replicas: int
+    capacity_blocks: int
+    finished: int
+    refused: int
+    makespan_s: float
+    prompt_tokens: int
+    output_tokens: int
+    evictions: int
+    recomputed_tokens: int
+    wasted_tokens: int
+    busy_s: float
+    uncovered_share: float
+    mean_waiting: float
+    peak_waiting: int
+    mean_memory_share: float
+    peak_memory_blocks: int
+    decisions: int
+    dispatches: int
+    timeline: Timeline
+
+
+def simulate(
+    policy: Policy,
+    workload: Iterable[WorkloadChunk],
+    fleet: FleetSpec,
+    *,
+    rows: RowSink | None = None,
+    sample_s: float | None = None,
+) -> SimulationResult:
+    """Run a workload to its end. Equal arguments give equal results, to the last bit.
+
+    Args:
+        policy: What the scheduler decides with.
+        workload: The requests, in order of arrival.
+        fleet: The replicas.
+        rows: Receives the finished requests in batches.
+        sample_s: Seconds between the samples of the timeline.
+
+    Raises:
+        WorkloadError: A chunk begins before the one before it ends.
+        StalledError: The policy leaves requests waiting for ever.
+    """
+    return _Simulation(policy, workload, fleet, RowBuffer(rows), sample_s).run()
+
+
+class _Simulation:
+    def __init__(
+        self,
+        policy: Policy,
+        workload: Iterable[WorkloadChunk],
+        fleet: FleetSpec,
+        rows: RowBuffer,
+        sample_s: float | None,
+    ) -> None:
+        self._scheduler = ClusterScheduler(
+            policy, refine_after=REFINE_AFTER if fleet.report_interval_s else 0.0
+        )
+        self._fleet = fleet
+        self._rows = rows
+        self._sampler = TimelineSampler(sample_s)
+        self._arrivals = _arrivals(workload)
+        self._next = next(self._arrivals, None)
+        self._replicas = {
+            r.replica.replica_id: r
+            for r in (VirtualReplica(i, fleet, policy.eviction) for i in range(fleet.replicas))
+        }
+        for virtual in self._replicas.values():
+            self._scheduler.replica_joined(virtual.replica, 0.0)
+        self._live: dict[str, LiveRequest] = {}
+        self._events: list[tuple[float, int, int, VirtualReplica]] = []
+        # By the time of the latest report, oldest first.
+        self._reported: OrderedDict[str, float] = OrderedDict.fromkeys(self._replicas, 0.0)
+        self._ready: dict[str, VirtualReplica] = {}
+        self._reports_s = math.inf
+        self._now = 0.0
+        self._finished_s = 0.0
+        self._waiting_seconds = 0.0
+        self._peak_waiting = self._finished = self._refused = 0
+        self._prompt_tokens = self._output_tokens = 0
+        self._evictions = self._recomputed_tokens = self._wasted_tokens = 0
+        self._decisions = self._dispatches = 0
+
+    def run(self) -> SimulationResult:
+        idle_ticks = 0
+        while (now := self._next_event_s()) is not None:
+            waiting = self._scheduler.waiting
+            self._waiting_seconds += waiting * (now - self._now)
+            self._now = now
+            reports_due = now >= self._reports_s
+            changed = self._complete_due(now)
+            changed |= self._arrive(now)
+            if self._scheduler.waiting and (changed or reports_due):
+                self._decide(now)
+            self._begin_ready(now)
+            if now >= self._sampler.due_s:
+                self._sample(now)
+            idle_ticks = 0 if self._events or not self._scheduler.waiting else idle_ticks + 1
+            if idle_ticks > _MOST_IDLE_TICKS:
+                raise StalledError(
+                    f"{self._scheduler.waiting} requests wait at {now:.3f} s, all replicas are "
+                    f"idle, and policy {self._scheduler.policy.name!r} dispatches none of them"
+                )
+        self._rows.flush()
+        return self._result()
+
+    def _next_event_s(self) -> float | None:
+        """Time of the next event; None when all is done."""
+        times = [self._next[0].arrival_s] if self._next else []
+        while self._events and self._events[0][2] != self._events[0][3].version:
+            heapq.heappop(self._events)
+        if self._events:
+            times.append(self._events[0][0])
+        self._reports_s = self._next_reports_s() if self._scheduler.waiting else math.inf
+        return min([*times, self._reports_s]) if times or self._scheduler.waiting else None
+
+    def _next_reports_s(self) -> float:
+        """When the replicas report next: the projection moves on while requests wait."""
+        interval_s = self._fleet.report_interval_s
+        if not self._events:
+            return self._now + _IDLE_TICK_S
+        if interval_s:
+            return (self._now // interval_s + 1) * interval_s
+        return min(r.batch.next_step_ends_s(self._now) for r in self._replicas.values())
+
+    def _complete_due(self, now: float) -> bool:
+        """Account for the steps that end now; whether anything calls for a decision."""
+        changed = False
+        while self._events and self._events[0][0] <= now:
+            _, _, version, virtual = heapq.heappop(self._events)
+            if version != virtual.version:
+                continue
+            self._ready[virtual.replica.replica_id] = virtual
+            stretch = virtual.complete()
+            for request_id in stretch.prefilled:
+                live = self._live[request_id]
+                if live.first_token_s is None:
+                    live.first_token_s = now
+            for request_id in stretch.finished:
+                self._finish(virtual, request_id, now)
+            evicted = virtual.batch.make_room()
+            for victim in evicted:
+                self._evict(virtual, victim.request_id, victim.tokens, victim.computed, now)
+            if stretch.finished or evicted:
+                self._report(virtual, now)
+                changed = True
+        return changed
+
+    def _finish(self, virtual: VirtualReplica, request_id: str, now: float) -> None:
+        live = self._live.pop(request_id)
+        output_tokens = live.request.output_tokens
+        assert output_tokens is not None
+        self._scheduler.finished(virtual.replica.replica_id, request_id, output_tokens, now)
+        self._rows.add(live, virtual.index, now)
+        self._finished += 1
+        self._finished_s = now
+        self._prompt_tokens += live.request.prompt_tokens
+        self._output_tokens += output_tokens
+        self._evictions += live.evictions
+        self._recomputed_tokens += live.recomputed_tokens
+
+    def _evict(
+        self, virtual: VirtualReplica, request_id: str, tokens: int, computed: int, now: float
+    ) -> None:
+        live = self._live[request_id]
+        generated = tokens - live.request.prompt_tokens
+        live.evictions += 1
+        live.recomputed_tokens += computed
+        restarts = self._fleet.on_eviction == "restart"
+        self._wasted_tokens += generated if restarts else 0
+        kept = 0 if restarts else generated
+        self._scheduler.evicted(virtual.replica.replica_id, request_id, generated, now, kept=kept)
+
+    def _arrive(self, now: float) -> bool:
+        arrived = False
+        while self._next is not None and self._next[0].arrival_s <= now:
+            request, forecast = self._next
+            index = int(request.request_id)
+            try:
+                self._scheduler.submit(request, forecast, now, place=index + 1)
+            except ImpossibleRequestError:
+                self._refused += 1
+            else:
+                self._live[request.request_id] = LiveRequest(index, request, forecast)
+                arrived = True
+            self._next = next(self._arrivals, None)
+        self._peak_waiting = max(self._peak_waiting, self._scheduler.waiting)
+        return arrived
+
+    def _decide(self, now: float) -> None:
+        self._report_stale(now)
+        self._decisions += 1
+        for action in self._scheduler.decide(now):
+            assert isinstance(action, Dispatch), "nothing here cancels or supersedes"
+            self._dispatches += 1
+            live = self._live[action.request.request_id]
+            if live.dispatched_s is None:
+                live.dispatched_s = now
+            virtual = self._replicas[action.replica_id]
+            virtual.add(action)
+            if virtual.planned:
+                self._expect(virtual, virtual.cut(now))
+            else:
+                self._ready[action.replica_id] = virtual
+
+    def _report_stale(self, now: float) -> None:
+        """Replicas whose latest report is too old report."""
+        oldest = now - self._fleet.report_interval_s
+        while True:
+            replica_id, reported_s = next(iter(self._reported.items()))
+            if reported_s > oldest or reported_s == now:
+                return
+            self._report(self._replicas[replica_id], now)
+
+    def _report(self, virtual: VirtualReplica, now: float) -> None:
+        replica_id = virtual.replica.replica_id
+        self._reported[replica_id] = now
+        self._reported.move_to_end(replica_id)
+        generated = virtual.batch.generated(now)
+        if generated:
+            self._scheduler.progressed(replica_id, generated, now)
+
+    def _begin_ready(self, now: float) -> None:
+        for virtual in self._ready.values():
+            if virtual.batch.has_work:
+                self._expect(virtual, virtual.begin(now))
+        self._ready.clear()
+
+    def _expect(self, virtual: VirtualReplica, ends_s: float) -> None:
+        heapq.heappush(self._events, (ends_s, virtual.index, virtual.version, virtual))
+
+    def _sample(self, now: float) -> None:
+        fleet = self._scheduler.fleet
+        self._sampler.add(
+            now,
+            self._scheduler.waiting,
+            self._scheduler.running,
+            sum(virtual.batch.used_blocks for virtual in self._replicas.values()),
+            sum(ledger.profile.peak for ledger in fleet),
+        )
+
+    def _result(self) -> SimulationResult:
+        replicas = self._replicas.values()
+        makespan_s = self._finished_s
+        capacity_blocks = self._fleet.limits.kv_blocks * len(replicas)
+        busy_s = math.fsum(r.busy_s for r in replicas)
+        uncovered_s = math.fsum(r.uncovered_s for r in replicas)
+        block_seconds = math.fsum(r.block_seconds for r in replicas)
+        return SimulationResult(
+            policy=self._scheduler.policy.name,
+            step_time=self._fleet.step_time.name,
+            replicas=len(replicas),
+            capacity_blocks=capacity_blocks,
+            finished=self._finished,
+            refused=self._refused,
+            makespan_s=makespan_s,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            evictions=self._evictions,
+            recomputed_tokens=self._recomputed_tokens,
+            wasted_tokens=self._wasted_tokens,
+            busy_s=busy_s,
+            uncovered_share=uncovered_s / busy_s if busy_s else 0.0,
+            mean_waiting=self._waiting_seconds / makespan_s if makespan_s else 0.0,
+            peak_waiting=self._peak_waiting,
+            mean_memory_share=(
+                block_seconds / (capacity_blocks * makespan_s) if makespan_s else 0.0
+            ),
+            peak_memory_blocks=max(r.peak_blocks for r in replicas),
+            decisions=self._decisions,
+            dispatches=self._dispatches,
+            timeline=self._sampler.timeline(),
+        )
+
+
+def _arrivals(workload: Iterable[WorkloadChunk]) -> Iterator[tuple[Request, Forecast]]:
+    """Requests with their forecasts, one by one; ids are places in the workload."""
+    index = 0
+    latest_s = -math.inf
+    for chunk in workload:
+        if len(chunk) and chunk.arrival_s[0] < latest_s:
+            raise WorkloadError(
+                f"request {index} arrives at {chunk.arrival_s[0]} s, before the one before it at "
+                f"{latest_s} s: chunks must be in order of arrival"
+            )
+        places = range(index, index + len(chunk))
+        numbers = places if chunk.number is None else chunk.number.tolist()
+        columns = (
+            chunk.arrival_s,
+            chunk.prompt_tokens,
+            chunk.max_tokens,
+            chunk.output_tokens,
+            chunk.request_class,
+            chunk.mu,
+            chunk.sigma,
+            chunk.lower,
+            chunk.upper,
+        )
+        for number, arrival, prompt, cap, output, kind, mu, sigma, lower, upper in zip(
+            numbers, *(column.tolist() for column in columns), strict=True
+        ):
+            # Fixed width, so that ids sort as numbers do.
+            request = Request(
+                f"{number:09d}",
+                prompt,
+                cap,
+                arrival,
+                RequestClass(kind),
+                output_tokens=output,
+            )
+            yield request, Forecast(mu, sigma, lower, upper, "simulated")
+        if len(chunk):
+            index += len(chunk)
+            latest_s = float(chunk.arrival_s[-1])
