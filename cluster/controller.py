@@ -16,6 +16,7 @@ import ray
 
 from cluster.config import ClusterConfig, parse_config
 from cluster.forecasting import Forecasting
+from cluster.journaled_scheduler import JournaledScheduler, open_journal
 from cluster.ledger import Replica
 from cluster.messages import (
     ClusterStatus,
@@ -25,6 +26,7 @@ from cluster.messages import (
     ReplicaStatus,
     Submission,
 )
+from cluster.rehearsal import rehearse
 from cluster.replica_set import Member, ReplicaSet
 from cluster.scheduler import ClusterScheduler, Dispatch, ImpossibleRequestError, Recall
 from policies.request import Request
@@ -66,7 +68,9 @@ class Controller:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config: ClusterConfig = parse_config(config)
-        self._scheduler = ClusterScheduler(self._config.build_policy())
+        self._journal = open_journal(self._config)
+        core = ClusterScheduler(self._config.build_policy())
+        self._scheduler = JournaledScheduler(core, self._journal) if self._journal else core
         self._submissions: dict[str, Submission] = {}
         self._outboxes: dict[str, Outbox[Event]] = {}
         self._handles: dict[str, Any] = {}
@@ -83,6 +87,8 @@ class Controller:
         self._forecasting.start()
         self._replicas = ReplicaSet(self._config, me, self._replica_ready, self._replica_lost)
         self._replicas.start()
+        # While the replicas load, what the core calls is compiled.
+        await asyncio.to_thread(rehearse, self._config.build_policy())
         self._spawn(self._decide_forever())
 
     async def settled(self) -> ClusterStatus:
@@ -189,6 +195,7 @@ class Controller:
             clients=len(self._outboxes),
             replicas=[self._replica_status(member) for member in members],
             predictor=self._forecasting.state,
+            journal=self._journal.state if self._journal else "",
         )
 
     def memory_bytes(self) -> int:
@@ -203,6 +210,8 @@ class Controller:
         if self._replicas is not None:
             await self._replicas.stop()
         await self._forecasting.stop()
+        if self._journal is not None:
+            self._journal.close()
 
     # Decisions.
 

@@ -103,14 +103,16 @@ class Quantile:
     """A quantile of the forecast, given the tokens generated so far; it is never overdue.
 
     Attributes:
-        q: Probability in (0, 1) that the answer is no longer than assumed.
+        q: Probability in (0, 1) that the answer is no longer than assumed. A small one packs
+            densely and evicts more; below the default, which was the best of 0.15 to 0.7 over
+            prompts, models and loads, evictions cost what the packing gains.
 
     Raises:
         InvalidOptionError: `q` is out of range.
     """
 
     name: ClassVar[str] = "quantile"
-    q: float = 0.5
+    q: float = 0.2
 
     def __post_init__(self) -> None:
         if not 0 < self.q < 1:

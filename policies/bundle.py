@@ -69,6 +69,7 @@ class _Recipe(NamedTuple):
     admission: str = "greedy"
     eviction: str = "latest"
     ordering_options: Options = _NO_OPTIONS
+    admission_options: Options = _NO_OPTIONS
 
 
 DEFAULT_POLICY = "tiebreak"
@@ -82,9 +83,9 @@ _RECIPES: dict[str, _Recipe] = {
     "a_min": _Recipe("lower_bound", "a_min", "shortest_lower_bound", _NO_AGEING),
     "tie+a_min": _Recipe("tie", "a_min", "shortest_lower_bound"),
     "promote_l": _Recipe("lower_bound", "a_min", "promotion", _NO_AGEING),
-    "mc_sf": _Recipe("sjf", "quantile", "shortest_lower_bound", _NO_AGEING),
+    "mc_sf": _Recipe("sjf", "quantile", "shortest_lower_bound", _NO_AGEING, {"q": 0.5}),
     "h_sf": _Recipe("oracle", "oracle", ordering_options=_NO_AGEING),
-    "tiebreak": _Recipe("kv_volume", "quantile", "shortest_lower_bound"),
+    "tiebreak": _Recipe("kv_volume", "quantile", "longest_remaining"),
 }
 
 
@@ -112,7 +113,7 @@ def policy(
         name: One of `policy_names()`.
         ordering: Another ordering; the bundle's options for its own are then dropped.
         ordering_options: Options of the ordering, over the bundle's: `{"gamma": 0.8}`.
-        admission: Another admission.
+        admission: Another admission; likewise.
         admission_options: Options of the admission: `{"q": 0.4}`.
         eviction: Another eviction.
         eviction_options: Options of the eviction: `{"variant": "stored"}`.
@@ -129,6 +130,8 @@ def policy(
     recipe = _RECIPES[name]
     if ordering in (None, recipe.ordering):
         ordering_options = {**recipe.ordering_options, **ordering_options}
+    if admission in (None, recipe.admission):
+        admission_options = {**recipe.admission_options, **admission_options}
     return Policy(
         name=name,
         ordering=ORDERINGS.build(ordering or recipe.ordering, ordering_options),

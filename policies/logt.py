@@ -33,16 +33,17 @@ _LOG_HALF = math.log(0.5)
 
 
 class Moments(NamedTuple):
-    """Moments of X~ in tokens and tokens squared, arrays of shape (n,).
+    """Moments of R, the tokens still to come, in tokens and tokens squared, arrays of shape (n,).
 
-    For any volume `a X~ + b X~**2` with a, b >= 0 the mean is `a mean + b second` and, X~ being
-    monotone in it, the CVaR is exactly `a tail_mean + b tail_second`.
+    R is X~ where nothing has been generated, else X~ less what has, given that it goes on. For any
+    volume `a R + b R**2` with a, b >= 0 the mean is `a mean + b second` and, R being monotone in
+    it, the CVaR is exactly `a tail_mean + b tail_second`.
 
     Attributes:
-        mean: E[X~].
-        second: E[X~**2].
-        tail_mean: CVaR_alpha[X~] = E[X~ | X~ >= VaR_alpha]; `cap` where the VaR is the cap.
-        tail_second: E[X~**2 | X~ >= VaR_alpha].
+        mean: E[R].
+        second: E[R**2].
+        tail_mean: CVaR_alpha[R] = E[R | R >= VaR_alpha].
+        tail_second: E[R**2 | R >= VaR_alpha].
     """
 
     mean: Floats
@@ -90,8 +91,16 @@ def conditional_quantile(
     return tokens.reshape(shape)
 
 
-def moments(mu: ArrayLike, sigma: ArrayLike, cap: ArrayLike, alpha: float = 0.9) -> Moments:
-    """First two moments of X~ and of its upper tail (arXiv:2604.00499, section 4, without draws).
+def moments(
+    mu: ArrayLike,
+    sigma: ArrayLike,
+    cap: ArrayLike,
+    alpha: float = 0.9,
+    generated: ArrayLike | None = None,
+) -> Moments:
+    """First two moments of what is to come of X~, and of its upper tail.
+
+    See arXiv:2604.00499, section 4; here without random draws, and for requests that have begun.
 
     Two Gauss-Legendre panels per request, below and above the VaR. Relative error against adaptive
     quadrature below 1e-8 for mu in [0, 9], sigma in [0, 2.5], caps to 32,768 and alpha in
@@ -103,6 +112,7 @@ def moments(mu: ArrayLike, sigma: ArrayLike, cap: ArrayLike, alpha: float = 0.9)
         sigma: Scale of ln X, at least 0, (n,).
         cap: Cap in tokens, at least 1, (n,).
         alpha: Level of the tail, in (0, 1).
+        generated: Tokens that exist already, below `cap`, (n,); None: none.
 
     Raises:
         ValueError: `alpha` is not in (0, 1).
@@ -110,8 +120,9 @@ def moments(mu: ArrayLike, sigma: ArrayLike, cap: ArrayLike, alpha: float = 0.9)
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is {alpha}, must be above 0 and below 1")
     shape, (mu, sigma, cap) = _columns(mu, sigma, cap)
+    done = np.zeros(mu.size) if generated is None else np.asarray(generated, np.float64).ravel()
     rows = np.empty((4, mu.size))
-    _moments(mu, sigma, cap, alpha, NU, _TAIL, _QUADRATURE, rows)
+    _moments(mu, sigma, cap, done, alpha, NU, _TAIL, _QUADRATURE, rows)
     return Moments(*rows.reshape(4, *shape))
 
 
@@ -247,6 +258,7 @@ def _moments(
     mu: Floats,
     sigma: Floats,
     cap: Floats,
+    generated: Floats,
     alpha: float,
     nu: float,
     tail: Floats,
@@ -254,25 +266,43 @@ def _moments(
     rows: Floats,
 ) -> None:
     """Fill the rows of `Moments`, (4, n)."""
-    s_var = _place(math.log1p(-alpha), nu, tail)
+    s_var_of_all = _place(math.log1p(-alpha), nu, tail)
     for i in range(len(mu)):
-        drift = mu[i] - math.log(cap[i])
+        drift, done = mu[i] - math.log(cap[i]), generated[i] / cap[i]
         if sigma[i] > 0:
             scale = sigma[i] * math.sqrt(nu)
+            low, log_alive, s_var = _S_LOW, 0.0, s_var_of_all
+            if done > 0:
+                s_done = math.asinh((math.log(done) - drift) / scale)
+                low = min(max(s_done, _S_LOW), _S_HIGH)
+                log_alive = _log_survival(s_done, nu, tail)
+                s_var = max(_place(math.log1p(-alpha) + log_alive, nu, tail), low)
             s_cap = math.asinh(-drift / scale)
-            beyond = math.exp(_log_survival(s_cap, nu, tail))
-            end = min(max(s_cap, _S_LOW), _S_HIGH)
+            beyond = math.exp(_log_survival(s_cap, nu, tail) - log_alive)
+            end = min(max(s_cap, low), _S_HIGH)
             split = min(end, s_var)
-            mean, second = _panel(_S_LOW, split, drift, scale, quadrature)
+            body, body_second = _panel(low, split, drift, scale, quadrature)
             upper, upper_second = _panel(split, end, drift, scale, quadrature)
-            mean, second = mean + (upper + beyond), second + (upper_second + beyond)
+            if done > 0:
+                alive = math.exp(log_alive)
+                body, body_second = body / alive, body_second / alive
+                upper, upper_second = upper / alive, upper_second / alive
+            mean, second = body + (upper + beyond), body_second + (upper_second + beyond)
             tail_mean = tail_second = 1.0
             if s_cap > s_var:
                 tail_mean = (upper + beyond) / (1 - alpha)
                 tail_second = (upper_second + beyond) / (1 - alpha)
         else:
-            mean = tail_mean = math.exp(min(drift, 0.0))
+            # A point mass that has been outlived is taken to go on for one token more.
+            least = done + 1 / cap[i] if done > 0 else 0.0
+            mean = tail_mean = max(math.exp(min(drift, 0.0)), least)
             second = tail_second = mean * mean
+        if done > 0:
+            least = 1 / cap[i]  # one token, where rounding says less
+            second = max(second - 2 * done * mean + done * done, least * least)
+            mean = max(mean - done, least)
+            tail_second = max(tail_second - 2 * done * tail_mean + done * done, second)
+            tail_mean = max(tail_mean - done, mean)
         rows[0, i], rows[1, i] = mean * cap[i], second * cap[i] * cap[i]
         rows[2, i], rows[3, i] = tail_mean * cap[i], tail_second * cap[i] * cap[i]
 

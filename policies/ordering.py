@@ -141,8 +141,8 @@ class TailOrdering(ScoreOrdering, ABC):
         return min(max(self.beta_per_load * queue.load, self.beta_min), self.beta_max)
 
     def moments(self, batch: RequestBatch) -> logt.Moments:
-        """Moments of each request's censored length."""
-        return logt.moments(batch.mu, batch.sigma, batch.max_tokens, self.alpha)
+        """Moments of what is to come of each request's censored length."""
+        return _moments(batch, self.alpha)
 
 
 @ORDERINGS.register
@@ -173,19 +173,22 @@ class Sjf(ScoreOrdering):
 @ORDERINGS.register
 @dataclass(frozen=True, slots=True)
 class Sept(ScoreOrdering):
-    """Shortest expected processing time: E[X~]."""
+    """Shortest expected processing time: E[X~]; what is left of it for a request that has begun."""
 
     name: ClassVar[str] = "sept"
 
     def scores(self, batch: RequestBatch, queue: QueueState) -> Floats:
         """E[X~] in tokens, (n,)."""
-        return logt.moments(batch.mu, batch.sigma, batch.max_tokens).mean
+        return _moments(batch).mean
 
 
 @ORDERINGS.register
 @dataclass(frozen=True, slots=True)
 class Tie(TailOrdering):
-    """TIE: `E[X~] + beta * CVaR_0.9[X~]` (arXiv:2604.00499, section 4)."""
+    """TIE: `E[X~] + beta * CVaR_0.9[X~]` (arXiv:2604.00499, section 4).
+
+    An evicted request keeps what was learnt: it counts with what is to come, given what has been.
+    """
 
     name: ClassVar[str] = "tie"
 
@@ -201,16 +204,17 @@ class KvVolume(TailOrdering):
     """Expected KV memory times time, `V = X~ (s + X~ / 2)` with s prompt tokens, tail-inflated.
 
     Where memory is the bottleneck a request costs what it holds for as long as it holds it: s + x
-    tokens at step x. V grows with X~, so its CVaR is that of the moments of X~.
+    tokens at step x. V grows with X~, so its CVaR is that of the moments of X~. A request that has
+    begun counts with the volume to come: s is then what it holds, X~ what is left.
     """
 
     name: ClassVar[str] = "kv_volume"
 
     def scores(self, batch: RequestBatch, queue: QueueState) -> Floats:
         """Tail-inflated KV volume in tokens times steps, (n,)."""
-        length, prompt = self.moments(batch), batch.prompt_tokens
-        mean = prompt * length.mean + length.second / 2
-        tail = prompt * length.tail_mean + length.tail_second / 2
+        length, held = self.moments(batch), batch.prompt_tokens + batch.generated_tokens
+        mean = held * length.mean + length.second / 2
+        tail = held * length.tail_mean + length.tail_second / 2
         scores: Floats = mean + self.beta(queue) * tail
         return scores
 
@@ -263,3 +267,7 @@ class OracleVolume(ScoreOrdering):
         output = batch.known_output_tokens()
         scores: Floats = output * (batch.prompt_tokens + output / 2)
         return scores
+
+
+def _moments(batch: RequestBatch, alpha: float = 0.9) -> logt.Moments:
+    return logt.moments(batch.mu, batch.sigma, batch.max_tokens, alpha, batch.generated_tokens)

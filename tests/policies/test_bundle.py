@@ -11,7 +11,7 @@ from policies import (
 )
 from policies.admission import AMax, AMin, Greedy, Quantile
 from policies.admission import Oracle as OracleAdmission
-from policies.eviction import Latest, Promotion, ShortestLowerBound
+from policies.eviction import Latest, LongestRemaining, Promotion, ShortestLowerBound
 from policies.ordering import Fcfs, KvVolume, LowerBound, Oracle, Sept, Sjf, Tie, UpperBound
 
 PARTS = {
@@ -25,7 +25,7 @@ PARTS = {
     "promote_l": (LowerBound(gamma=1.0), AMin(overdue="alive"), Promotion()),
     "mc_sf": (Sjf(gamma=1.0), Quantile(q=0.5), ShortestLowerBound("realtime")),
     "h_sf": (Oracle(gamma=1.0), OracleAdmission(), Latest()),
-    "tiebreak": (KvVolume(), Quantile(q=0.5), ShortestLowerBound("realtime")),
+    "tiebreak": (KvVolume(), Quantile(q=0.2), LongestRemaining()),
 }
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policies import InvalidOptionError, choose_victims, learned_lower
-from policies.eviction import Latest, ShortestLowerBound
+from policies.eviction import NEVER, Latest, LongestRemaining, Promotion, ShortestLowerBound
 from tests.policies.factories import make_batch
 
 STARTED = np.array([3.0, 9.0, 5.0])
@@ -59,3 +59,24 @@ def test_no_smaller_prefix_would_free_enough(running: list[tuple[int, int]], exc
 def test_a_lower_bound_learns_what_was_generated_up_to_the_cap() -> None:
     lower, generated, caps = np.array([5, 50, 5]), np.array([20, 20, 99]), np.array([80, 80, 80])
     np.testing.assert_array_equal(learned_lower(lower, generated, caps), [20, 50, 80])
+
+
+def test_who_has_most_to_come_is_evicted_first() -> None:
+    batch = make_batch(
+        mu=np.log([100.0, 100.0, 100.0, 400.0]),
+        sigma=[0.3, 0.3, 0.3, 0.3],
+        generated_tokens=[10, 90, 800, 10],
+        max_tokens=[1000] * 4,
+    )
+    keys = LongestRemaining().keys(batch, np.zeros(4))
+    # The last is the longest; the one that has outlived its forecast may go on for long as well.
+    assert np.argsort(keys).tolist() == [3, 2, 0, 1]
+
+
+def test_promotion_evicts_at_the_lower_bound_and_then_knows_the_upper() -> None:
+    batch = make_batch(lower=[5, 8], upper=[20, 8], generated_tokens=[5, 3], max_tokens=[15, 30])
+    promotion = Promotion()
+    assert promotion.deadlines(batch).tolist() == [5, NEVER]
+    assert promotion.learned(batch).tolist() == [15, 8]
+    assert not promotion.memory_only
+    assert (Latest().deadlines(batch) == NEVER).all()

@@ -236,3 +236,66 @@ def test_an_outlived_point_mass_gives_one_token_more() -> None:
     mu = np.log(50)
     found = logt.conditional_quantile(mu, 0.0, 100, [0, 49, 50, 70, 99], 0.5)
     np.testing.assert_allclose(found, [50, 50, 51, 71, 100])
+
+
+def left_by_quadrature(mu: float, sigma: float, cap: float, done: float, power: int) -> float:
+    """E[(X~ - done)**power | X~ > done] over s, in pieces, by adaptive quadrature."""
+    z_done, z_cap = (math.log(done) - mu) / sigma, (math.log(cap) - mu) / sigma
+    alive = float(special.stdtr(NU, -z_done))
+    edges = np.linspace(math.asinh(z_done), math.asinh(z_cap), 40)
+    mass = sum(
+        integrate.quad(
+            lambda s: (
+                (math.exp(mu + sigma * math.sinh(s)) - done) ** power
+                * stats.t.pdf(math.sinh(s), NU)
+                * math.cosh(s)
+            ),
+            a,
+            b,
+            epsrel=1e-11,
+        )[0]
+        for a, b in itertools.pairwise(edges)
+    )
+    return (mass + (cap - done) ** power * float(special.stdtr(NU, -z_cap))) / alive
+
+
+@pytest.mark.parametrize(
+    ("mu", "sigma", "cap", "done"),
+    [
+        (5, 0.5, 2048, 1),
+        (5, 0.5, 2048, 150),
+        (5, 0.5, 2048, 2000),
+        (3, 0.2, 512, 100),
+        (7, 1, 4096, 64),
+    ],
+)
+def test_what_is_left_agrees_with_adaptive_quadrature(
+    mu: float, sigma: float, cap: int, done: int
+) -> None:
+    left = logt.moments([mu], [sigma], [cap], generated=[done])
+    assert left.mean[0] == pytest.approx(left_by_quadrature(mu, sigma, cap, done, 1), rel=1e-5)
+    assert left.second[0] == pytest.approx(left_by_quadrature(mu, sigma, cap, done, 2), rel=1e-4)
+    # The tail beyond the conditional VaR is what is left, beyond it, of those that get there.
+    var = float(logt.conditional_quantile([mu], [sigma], [cap], [done], 0.9)[0])
+    expected = cap - done
+    if var < cap:
+        expected = var - done + left_by_quadrature(mu, sigma, cap, var, 1)
+    assert left.tail_mean[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_who_goes_on_has_more_to_come_the_less_certain_he_was() -> None:
+    done = np.array([0, 50, 150, 400, 1000])
+    certain, vague = (
+        logt.moments(np.full(5, 5.0), np.full(5, s), np.full(5, 4096), generated=done).mean
+        for s in (0.1, 0.8)
+    )
+    assert (np.diff(certain[:3]) < 0).all()
+    assert (np.diff(vague[2:]) > 0).all()
+    assert (certain[1:] < vague[1:]).all()
+
+
+def test_an_outlived_point_mass_has_one_token_more_to_come() -> None:
+    left = logt.moments(np.log([50.0, 50.0]), [0.0, 0.0], [100, 100], generated=[20, 70])
+    np.testing.assert_allclose(left.mean, [30, 1])
+    np.testing.assert_allclose(left.tail_mean, [30, 1])
+    np.testing.assert_allclose(left.second, [900, 1])
