@@ -72,7 +72,7 @@ class PolicyConfig(_Section):
     """Who goes next and what fits."""
 
     name: str = DEFAULT_POLICY
-    """A bundle: fcfs, sjf, sept, tie, a_max, a_min, tie+a_min, h_sf, tiebreak, or your own."""
+    """fcfs, sjf, sept, tie, a_max, a_min, tie+a_min, promote_l, mc_sf, h_sf or tiebreak."""
 
     ordering: str | None = None
     """Another ordering than the bundle's."""
@@ -98,6 +98,9 @@ class PolicyConfig(_Section):
     guard_band: float = Field(0.05, ge=0, lt=1)
     """Share of KV memory kept clear of offline work while online requests come."""
 
+    horizon: Literal["own", "all"] = "own"
+    """Steps over which a request must fit to be admitted: its own, or all that are projected."""
+
 
 class PredictorConfig(_Section):
     """Forecasts of answer lengths."""
@@ -121,6 +124,9 @@ class ClusterConfig(_Section):
 
     model: str = EMBEDDED_MODEL
     """Model folder, hub name, or the embedded model."""
+
+    journal: str | None = None
+    """File, on the controller's node, that records all decisions for `tiebreak replay`."""
 
     replicas: ReplicasConfig = ReplicasConfig()
     policy: PolicyConfig = PolicyConfig()

@@ -93,3 +93,4 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     clients: int
     replicas: list[ReplicaStatus]
     predictor: str
+    journal: str = ""

@@ -11,7 +11,7 @@ from policies.request import Request
 
 ROW_SCHEMA = pa.schema(
     [
-        ("request", pa.int64()),  # index in the workload
+        ("request", pa.int64()),  # its number
         ("request_class", pa.int8()),
         ("replica", pa.int32()),  # where it finished
         ("arrival_s", pa.float64()),
@@ -40,7 +40,7 @@ class LiveRequest:
     """What a simulation knows of a request that has not finished.
 
     Attributes:
-        index: Its place in the workload.
+        index: Its number.
         request: The request.
         forecast: The forecast it arrived with.
         dispatched_s: When it was first dispatched; None before.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -128,6 +128,7 @@ class _Simulation:
             self._scheduler.replica_joined(virtual.replica, 0.0)
         self._live: dict[str, LiveRequest] = {}
         self._events: list[tuple[float, int, int, VirtualReplica]] = []
+        self._travelling: deque[tuple[float, Dispatch]] = deque()
         # By the time of the latest report, oldest first.
         self._reported: OrderedDict[str, float] = OrderedDict.fromkeys(self._replicas, 0.0)
         self._ready: dict[str, VirtualReplica] = {}
@@ -148,13 +149,15 @@ class _Simulation:
             self._now = now
             reports_due = now >= self._reports_s
             changed = self._complete_due(now)
+            self._hand_over(now)
             changed |= self._arrive(now)
             if self._scheduler.waiting and (changed or reports_due):
                 self._decide(now)
             self._begin_ready(now)
             if now >= self._sampler.due_s:
                 self._sample(now)
-            idle_ticks = 0 if self._events or not self._scheduler.waiting else idle_ticks + 1
+            under_way = self._events or self._travelling or not self._scheduler.waiting
+            idle_ticks = 0 if under_way else idle_ticks + 1
             if idle_ticks > _MOST_IDLE_TICKS:
                 raise StalledError(
                     f"{self._scheduler.waiting} requests wait at {now:.3f} s, all replicas are "
@@ -170,6 +173,8 @@ class _Simulation:
             heapq.heappop(self._events)
         if self._events:
             times.append(self._events[0][0])
+        if self._travelling:
+            times.append(self._travelling[0][0])
         self._reports_s = self._next_reports_s() if self._scheduler.waiting else math.inf
         return min([*times, self._reports_s]) if times or self._scheduler.waiting else None
 
@@ -255,6 +260,13 @@ class _Simulation:
             live = self._live[action.request.request_id]
             if live.dispatched_s is None:
                 live.dispatched_s = now
+            self._travelling.append((now + self._fleet.dispatch_latency_s, action))
+        self._hand_over(now)
+
+    def _hand_over(self, now: float) -> None:
+        """Dispatches that have reached their replicas by now enter the engines."""
+        while self._travelling and self._travelling[0][0] <= now:
+            _, action = self._travelling.popleft()
             virtual = self._replicas[action.replica_id]
             virtual.add(action)
             if virtual.planned:

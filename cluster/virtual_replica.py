@@ -9,8 +9,9 @@ from cluster.ledger import Replica
 from cluster.scheduler import Dispatch
 from policies.eviction import Eviction
 from replicas.batch_limits import BatchLimits
-from replicas.continuous_batch import ContinuousBatch, Stretch
+from replicas.continuous_batch import ContinuousBatch
 from replicas.step_time import StepTimeModel
+from replicas.stretch import Stretch
 
 _CLASS_STEP = 1e9  # beyond every key, so that a class stands before the next whatever the keys
 
@@ -29,6 +30,8 @@ class FleetSpec:
             papers).
         report_interval_s: How often replicas report their progress while requests wait, as real
             ones do; 0: after every step, and all estimates are then made anew for each decision.
+        dispatch_latency_s: From what makes a dispatch possible, an arrival or the end of a request,
+            until the request is in the engine, which goes on meanwhile with what it holds.
     """
 
     replicas: int
@@ -38,9 +41,15 @@ class FleetSpec:
     look_ahead: int = 0
     on_eviction: Literal["recompute", "restart"] = "recompute"
     report_interval_s: float = 0.25
+    dispatch_latency_s: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, least in (("replicas", 1), ("look_ahead", 0), ("report_interval_s", 0)):
+        for name, least in (
+            ("replicas", 1),
+            ("look_ahead", 0),
+            ("report_interval_s", 0),
+            ("dispatch_latency_s", 0),
+        ):
             value = getattr(self, name)
             if not value >= least:
                 raise ValueError(f"{name} is {value}, must be at least {least}")
