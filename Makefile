@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready-$(ENGINE)
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint bench lock clean
+.PHONY: help setup model demo test lint bench papers lock clean
 export PYTHONUNBUFFERED := 1
 
 # pip's output goes to the log; the terminal gets a count, and the log's end if pip fails.
@@ -77,6 +77,9 @@ bench: setup ## Measure the core, the throughput against plain vLLM, and the con
 	@"$(BIN)/tiebreak" bench throughput
 	@"$(BIN)/tiebreak" bench memory
 
+papers: setup ## Run the papers' experiments again and write docs/results.md
+	@"$(BIN)/python" -m jobs.papers
+
 # Left out of every lock: amdsmi, which breaks `import ray` on machines without ROCm. Left out of
 # the CPU lock too: torchvision, torchaudio and torchcodec, whose CUDA builds break transformers'
 # imports beside a CPU torch, and triton and the CUDA libraries, which torch's CUDA build brings.
@@ -89,7 +92,7 @@ lock: | $(BIN)/pip ## Resolve pyproject.toml again and rewrite both lock files
 	@for engine in cpu gpu; do \
 		$(VENV)/uv/bin/uv pip compile pyproject.toml --quiet --upgrade --no-header --no-annotate \
 			--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-			--extra $$engine --extra energy --extra demo --extra dev \
+			--extra $$engine --extra energy --extra demo --extra simulation --extra dev \
 			--output-file $(VENV)/uv/$$engine.lock; done
 	@sed -E '/^($(KEEP))==/b; /^($(LEAVE_OUT_cpu))==/d' $(VENV)/uv/cpu.lock > requirements-cpu.lock
 	@sed -E '/^($(KEEP))==/b; /^($(LEAVE_OUT_gpu))==/d' $(VENV)/uv/gpu.lock > requirements-gpu.lock

@@ -250,7 +250,7 @@ class ContinuousBatch:
         self._busy_until_s = plan.ends_s
         decoding = self._decoding
         decoding.advance(plan.steps)
-        finished = []
+        finished: list[Sequence] = []
         for sequence in decoding.ended():
             ends = decoding.tokens_of(sequence) == sequence.final_tokens
             (finished if ends else self._overdue).append(sequence)

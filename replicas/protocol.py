@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
@@ -193,6 +194,12 @@ class Engine(Protocol):
 
     def load(self) -> EngineLoad:
         """State after the latest step."""
+
+    def steps(self) -> NDArray[np.float64]:
+        """The latest steps that followed one another without a gap, with what they computed.
+
+        Shape `(steps, 5)`: seconds, then the fields of `StepWork` (see `StepLog`).
+        """
 
     def check(self) -> None:
         """Raise `EngineDeadError` when the engine can no longer make progress."""

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from replicas.energy import EnergyMeter, NullMeter, detect_meter
 from replicas.engines import EngineSpec, make_engine
@@ -144,6 +146,10 @@ class ReplicaActor:
     async def take(self, client_id: str, received: int) -> tuple[int, list[Delta]]:
         """Long poll: the next batch of a client's deltas (see `Outbox.take`)."""
         return await self._outbox(client_id).take(received, LONG_POLL_S)
+
+    async def steps(self) -> NDArray[np.float64]:
+        """The engine's latest steps (see `Engine.steps`)."""
+        return self._started.steps()
 
     async def watch(self) -> None:
         """Never returns: whoever awaits it learns when this process ends."""

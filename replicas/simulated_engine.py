@@ -7,6 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from replicas.batch_limits import BatchLimits
 from replicas.continuous_batch import ContinuousBatch, StepResult
 from replicas.protocol import (
@@ -19,6 +22,7 @@ from replicas.protocol import (
 )
 from replicas.simulated_attempt import SimulatedAttempt
 from replicas.simulated_output import OutputLengths, SimulatedOutput, plan_output
+from replicas.step_log import StepLog
 from replicas.step_time import LinearStepTime, StepTimeModel
 
 _MAX_LAG_S = 0.25
@@ -91,7 +95,7 @@ class SimulatedEngineOptions:
     def step_time_model(self) -> StepTimeModel:
         """The model behind `step_time`."""
         if isinstance(self.step_time, Mapping):
-            return LinearStepTime(**self.step_time)
+            return LinearStepTime(**self.step_time, measured=None)
         return self.step_time
 
     @property
@@ -122,6 +126,7 @@ class SimulatedEngine:
         self.output_ready = asyncio.Event()
         self._options = options
         self._batch = ContinuousBatch(options.limits, options.step_time_model)
+        self._log = StepLog()
         self._attempts: dict[str, SimulatedAttempt] = {}
         self._unread: dict[str, SimulatedAttempt] = {}
         self._refused: dict[str, Delta] = {}
@@ -232,6 +237,10 @@ class SimulatedEngine:
             kv_usage=self._batch.used_blocks / self._batch.limits.kv_blocks,
         )
 
+    def steps(self) -> NDArray[np.float64]:
+        """See `Engine.steps`; the seconds are simulated ones."""
+        return self._log.read()
+
     def check(self) -> None:
         """See `Engine.check`."""
         if self._death is not None:
@@ -273,6 +282,8 @@ class SimulatedEngine:
             simulated_s = max(simulated_s, (due_s - start_s) * self._options.time_scale)
             result = self._batch.step(simulated_s)
             simulated_s = result.stretch.ends_s
+            if result.stretch.steps:
+                self._log.append(result.stretch.duration_s, result.stretch.work)
             fresh = self._account(result)
             due_s = max(due_s, loop.time() - _MAX_LAG_S)
             due_s += result.stretch.duration_s / self._options.time_scale

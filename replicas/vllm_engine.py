@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from replicas.protocol import (
     Delta,
@@ -19,12 +22,14 @@ from replicas.protocol import (
     Generation,
     unpack_tokens,
 )
+from replicas.step_log import StepLog
+from replicas.vllm_steps import VllmSteps
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.output_processor import RequestOutputCollector
+    from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 GIB = 1 << 30
 
@@ -70,6 +75,8 @@ class VllmEngine:
         self._running: dict[str, _Running] = {}
         self._failed: list[Delta] = []
         self._load = EngineLoad()
+        self._log = StepLog()
+        self._steps = VllmSteps(self._log, self._unfinished)
 
     async def start(self) -> EngineInfo:
         """See `Engine.start`."""
@@ -100,7 +107,8 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        args = AsyncEngineArgs(model=self._options.model, **self._options.engine_args)
+        engine_args = {"enable_logging_iteration_details": True, **self._options.engine_args}
+        args = AsyncEngineArgs(model=self._options.model, **engine_args)
         config = args.create_engine_config()
         check_memory(config)
         return AsyncLLM.from_vllm_config(config, stat_loggers=[self._stat_logger()])
@@ -128,6 +136,7 @@ class VllmEngine:
         return StepObserver
 
     def _stepped(self, scheduler_stats: Any, iteration_stats: Any) -> None:
+        self._steps.observe(scheduler_stats, iteration_stats, time.perf_counter())
         if scheduler_stats is not None:
             self._load = EngineLoad(
                 running=scheduler_stats.num_running_reqs,
@@ -229,6 +238,13 @@ class VllmEngine:
     def load(self) -> EngineLoad:
         """See `Engine.load`."""
         return self._load
+
+    def steps(self) -> NDArray[np.float64]:
+        """See `Engine.steps`."""
+        return self._log.read()
+
+    def _unfinished(self) -> Iterable[RequestState]:
+        return () if self._engine is None else self._engine.output_processor.request_states.values()
 
     def check(self) -> None:
         """See `Engine.check`."""

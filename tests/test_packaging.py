@@ -34,7 +34,7 @@ def direct_requirements(engine: str) -> list[Requirement]:
     extras = PROJECT["optional-dependencies"]
     names = [
         *PROJECT["dependencies"],
-        *(r for e in (engine, "energy", "demo", "dev") for r in extras[e]),
+        *(r for e in (engine, "energy", "demo", "simulation", "dev") for r in extras[e]),
     ]
     return [Requirement(name) for name in names]
 
