@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -48,8 +50,7 @@ class WorkloadChunk:
     number: Ints | None = None
 
     def __post_init__(self) -> None:
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        shapes = {name: np.shape(c) for name, c in columns.items() if c is not None}
+        shapes = {name: np.shape(c) for name, c in self._columns().items() if c is not None}
         if len(set(shapes.values())) > 1:
             raise WorkloadError(f"the columns of a workload must have one shape, got {shapes}")
         self._require("arrival_s", np.isfinite(self.arrival_s), "finite")
@@ -64,6 +65,26 @@ class WorkloadChunk:
 
     def __len__(self) -> int:
         return len(self.arrival_s)
+
+    def take(self, rows: slice | Ints) -> WorkloadChunk:
+        """Some of the requests, in the given order."""
+        return self._each(lambda column, _: column[rows], self)
+
+    def merged(self, other: WorkloadChunk) -> WorkloadChunk:
+        """The requests of both by arrival; among equals those of this chunk come first."""
+        order = np.argsort(np.concatenate((self.arrival_s, other.arrival_s)), kind="stable")
+        return self._each(lambda mine, theirs: np.concatenate((mine, theirs))[order], other)
+
+    def _each(self, combine: Callable[[Any, Any], Any], other: WorkloadChunk) -> WorkloadChunk:
+        theirs = other._columns()
+        columns: dict[str, Any] = {
+            name: None if column is None or theirs[name] is None else combine(column, theirs[name])
+            for name, column in self._columns().items()
+        }
+        return WorkloadChunk(**columns)
+
+    def _columns(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def _require(self, name: str, holds: np.ndarray, what: str) -> None:
         if not holds.all():

@@ -25,10 +25,14 @@ from cluster.lifecycle import (
 )
 from cluster.messages import ClusterStatus
 from jobs.bench import bench
+from jobs.calibrate import calibrate
 from jobs.command import run
 from jobs.doctor import examine
 from jobs.generate import generate
 from jobs.options import shown, with_config
+from jobs.replay import replay_command
+from jobs.score import score
+from jobs.simulate import simulate
 
 app = typer.Typer(
     name="tiebreak",
@@ -41,7 +45,11 @@ console = Console()
 messages = Console(stderr=True)
 
 app.command()(with_config(generate))
+app.command()(with_config(calibrate))
+app.command("replay")(replay_command)
 app.add_typer(bench, name="bench")
+app.command()(simulate)
+app.command()(score)
 
 
 @app.command()
@@ -147,6 +155,8 @@ def _print_status(status: ClusterStatus) -> None:
         f"forecasts: {status.predictor}",
         highlight=False,
     )
+    if status.journal:
+        console.print(f"journal: {status.journal}", highlight=False, markup=False)
     columns = ("replica", "state", "where", "engine", "runs", "KV blocks", "peak", "joules")
     table = Table(*columns, box=None, pad_edge=False)
     for r in status.replicas:

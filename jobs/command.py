@@ -14,8 +14,10 @@ from rich.markup import escape
 from cluster.client import NoClusterError
 from cluster.config import ConfigError
 from cluster.lifecycle import RayUnreachableError, StartError
+from cluster.workload import WorkloadError
 from jobs.errors import InputError, OutputError
 from replicas.embedded_model import ModelNotFoundError
+from replicas.step_time import StepTimeError
 
 USER_ERRORS = (
     ConfigError,
@@ -25,6 +27,8 @@ USER_ERRORS = (
     OutputError,
     RayUnreachableError,
     StartError,
+    StepTimeError,
+    WorkloadError,
 )
 """Errors that say in one line what to do; everything else is a defect and keeps its traceback."""
 
@@ -40,6 +44,8 @@ def run(app: typer.Typer, words: Sequence[str] | None = None) -> NoReturn:
     try:
         app(sys.argv[1:] if words is None else list(words))
     except USER_ERRORS as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     sys.exit(0)

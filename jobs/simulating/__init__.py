@@ -1,0 +1,1 @@
+"""Simulating: workloads, comparisons of policies and what is told of them."""
