@@ -1,0 +1,17 @@
+"""All studies, in the order of the page."""
+
+from __future__ import annotations
+
+from jobs.papers import a_min_table, ablations, goodness_of_fit, tie_offline, tie_online
+from jobs.papers.study import Study
+
+
+def all_studies() -> list[Study]:
+    """The studies with the sizes of `make papers`."""
+    return [
+        goodness_of_fit.study(),
+        a_min_table.study(),
+        tie_online.study(),
+        tie_offline.study(),
+        ablations.study(),
+    ]
