@@ -109,7 +109,10 @@ class BinInterval:
 
 @dataclass(frozen=True, slots=True)
 class RelativeInterval:
-    """`[(1 - x) o, (1 + x) o]` around each true length o (arXiv:2508.14544), rounded outwards.
+    """`[(1 - x) o, (1 + x) o]` around each true length o (arXiv:2508.14544), rounded inwards.
+
+    Lengths are whole, so the whole numbers within hold the truth as surely, and a lower end that is
+    rounded down would make short answers alike.
 
     Attributes:
         x: Half-width as a share of the true length, in [0, 1].
@@ -129,7 +132,9 @@ class RelativeInterval:
     def bounds(self, truth: Truth, mu: Floats, sigma: Floats) -> tuple[Ints, Ints]:
         """The ends around each true length."""
         length = truth.output_tokens
-        return _within(truth, (1 - self.x) * length, (1 + self.x) * length)
+        low = np.ceil((1 - self.x) * length * (1 - _ROUNDING))
+        high = np.floor((1 + self.x) * length * (1 + _ROUNDING))
+        return _within(truth, low, high)
 
 
 def _within(truth: Truth, lower: ArrayLike, upper: ArrayLike) -> tuple[Ints, Ints]:
