@@ -86,7 +86,7 @@ def test_the_intervals_of_the_a_min_paper() -> None:
     assert bounds(RelativeInterval(0.5), [1, 10, 101, 400]) == [
         (1, 2),
         (5, 15),
-        (50, 152),
+        (51, 151),
         (200, 500),
     ]
 
