@@ -84,7 +84,7 @@ def test_the_intervals_of_the_a_min_paper() -> None:
         (401, 450),
     ]
     assert bounds(RelativeInterval(0.5), [1, 10, 101, 400]) == [
-        (1, 2),
+        (1, 1),
         (5, 15),
         (51, 151),
         (200, 500),
