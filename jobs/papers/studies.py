@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.papers import a_min_table, ablations, goodness_of_fit, tie_offline, tie_online
+from jobs.papers import a_min_table, ablations, beyond, goodness_of_fit, tie_offline, tie_online
 from jobs.papers.study import Study
 
 
@@ -13,5 +13,6 @@ def all_studies() -> list[Study]:
         a_min_table.study(),
         tie_online.study(),
         tie_offline.study(),
+        beyond.study(),
         ablations.study(),
     ]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jobs.papers import a_min_table, ablations, goodness_of_fit, tie_offline, tie_online
+from jobs.papers import a_min_table, ablations, beyond, goodness_of_fit, tie_offline, tie_online
+from jobs.papers.alternatives import GittinsVolume, MedianVolume
 from jobs.papers.arms import ARMS
 from jobs.papers.castillo import data_folder
 from jobs.papers.goodness_of_fit import leave_one_out, measure_lengths
@@ -15,6 +16,9 @@ from jobs.papers.log_normal_tie import log_normal_moments
 from jobs.papers.ranking import RankForecast
 from jobs.papers.study import Section, Study
 from jobs.simulating.truth import Truth
+from policies.bundle import policy
+from policies.ordering import QueueState
+from tests.policies.factories import make_batch
 
 needs_castillo = pytest.mark.skipif(
     data_folder() is None, reason="CASTILLO is not in $TIEBREAK_DATA"
@@ -143,3 +147,30 @@ def test_ranking_has_the_kendall_correlation_it_claims(tau):
     mu, sigma = forecaster(asked, rng)
     assert not sigma.any()
     assert stats.kendalltau(mu, asked.output_tokens).statistic == pytest.approx(tau, abs=0.04)
+
+
+@needs_castillo
+def test_beyond_measures_every_arm_on_every_workload(monkeypatch):
+    monkeypatch.setattr(beyond, "_CAPACITY_REQUESTS", 40)
+    beyond.capacity_per_s.cache_clear()
+    made = section(beyond.study(requests=40, seeds=1, loads=(2.0,), accuracies=(0.8,)))
+    for arm in beyond.BEYOND.values():
+        assert f"| {arm.label} |" in made.text
+    for workload in beyond.WORKLOADS:
+        assert f"| {workload} |" in made.text
+    beyond.capacity_per_s.cache_clear()
+
+
+def test_alternative_orderings_prefer_the_smaller_volume():
+    batch = make_batch(
+        prompt_tokens=[100, 1000, 100], mu=np.log([50.0, 50.0, 500.0]), sigma=[0.2, 0.2, 0.2]
+    )
+    for ordering in (MedianVolume(), GittinsVolume()):
+        keys = ordering.keys(batch, QueueState(waiting=3, slots=1))
+        assert np.argsort(keys).tolist() == [0, 1, 2]
+
+
+def test_the_gittins_index_prefers_who_may_well_be_short():
+    batch = make_batch(mu=np.log([100.0, 100.0]), sigma=[0.05, 1.0])
+    assert np.argsort(GittinsVolume().scores(batch, QueueState(2, 1))).tolist() == [1, 0]
+    assert np.argsort(policy("tiebreak").ordering.keys(batch, QueueState(2, 1))).tolist() == [0, 1]
