@@ -66,7 +66,8 @@ def fit(steps: Floats) -> Calibration:
 
     Least squares of the relative error with coefficients that are not negative. Steps that took far
     longer or shorter than the others tell are outliers and left out: the fit is repeated without
-    them until they stay the same.
+    them until they stay the same. At the end all coefficients are scaled so that the steps, the
+    outliers too, sum to the time that was measured.
 
     Args:
         steps: Shape `(steps, 5)`, as `StepLog.read` gives them.
@@ -123,20 +124,23 @@ def error_of(step_time: LinearStepTime, steps: Floats) -> FitError:
 def _robust(seconds: Floats, work: Floats) -> tuple[list[float], NDArray[np.bool_]]:
     """Coefficients of a step, of each column of `work`, and which steps they were fitted on."""
     design = np.column_stack((np.ones(len(seconds)), work))
-    # Relative to the measured duration, a step that was held up weighs little.
-    relative = design / seconds[:, None]
-    scale = np.maximum(np.abs(relative).max(axis=0), np.finfo(float).tiny)
-    relative /= scale
+    scale = np.maximum(np.abs(design).max(axis=0), np.finfo(float).tiny)
+    design /= scale
     kept = np.ones(len(seconds), np.bool_)
-    solution = np.zeros(design.shape[1])
+    # Errors count relative to what is expected of a step. Relative to what was measured, steps that
+    # happened to be fast would count most, and the fit would come out too fast.
+    expected = seconds
     for _ in range(MAX_ROUNDS):
-        solution, _ = nnls(relative[kept], np.ones(int(kept.sum())))
-        residual = np.abs(relative @ solution - 1)
+        solution, _ = nnls(design[kept] / expected[kept, None], (seconds / expected)[kept])
+        expected = np.maximum(design @ solution, np.finfo(float).tiny)
+        residual = np.abs(seconds / expected - 1)
         spread = 1.4826 * float(np.median(residual[kept]))
         inside = residual <= max(OUTLIER_DEVIATIONS * spread, 1e-9)
         if (inside == kept).all():
             break
         kept = inside
+    # What holds an engine up now and then is part of its time, if not of the shape of it.
+    solution *= seconds.sum() / expected.sum()
     coefficients: list[float] = (solution / scale).tolist()
     return coefficients, kept
 
