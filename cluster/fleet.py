@@ -12,7 +12,8 @@ from policies.admission import Admission
 from policies.batch import Floats, Ints
 from policies.compiled import compiled
 
-_NEVER = int(np.iinfo(np.int64).max // 2)
+NEVER = int(np.iinfo(np.int64).max // 2)
+"""More tokens or steps than there are."""
 
 # Rows of the summary, whose columns are the replicas.
 _CAPACITY, _BLOCK_SIZE, _LARGEST_REQUEST, _FREE_SLOTS, _USED, _PEAK, _PEAK_STEP = range(7)
@@ -121,7 +122,7 @@ class Fleet:
         """
         self._summarise()
         if guard_band != self._refused_guard_band:
-            self._summary[_REFUSED_HELD : _REFUSED_STEPS + 1] = _NEVER
+            self._summary[_REFUSED_HELD : _REFUSED_STEPS + 1] = NEVER
             self._refused_guard_band = guard_band
         rows, shares = self._found_rows, self._found_shares
         found = _candidates(self._summary, held, steps, most, guard_band, rows, shares)
@@ -141,6 +142,20 @@ class Fleet:
                 best = (ledger.replica.replica_id, peak)
             index = _next(shares, found, index)
         return best
+
+    def patience(self, held: int, steps: int, most: int, guard_band: float = 0.0) -> int:
+        """Steps that the replicas make at least before one that refuses a request may take it.
+
+        As long as nothing ends: that may make room at any time. `NEVER` where only that helps.
+
+        Args:
+            held: As for `place`.
+            steps: As for `place`.
+            most: As for `place`.
+            guard_band: As for `place`.
+        """
+        self._summarise()
+        return _patience(self._summary, held, steps, most, guard_band)
 
     def _reindex(self) -> None:
         """Make the summary anew after a replica joined or left."""
@@ -216,10 +231,10 @@ def _summarise(
     summary[_FREE_SLOTS, row] = free_slots
     summary[_USED, row] = used
     summary[_PEAK, row] = peak
-    summary[_PEAK_STEP, row] = peak_step if peak else _NEVER
+    summary[_PEAK_STEP, row] = peak_step if peak else NEVER
     summary[_MOST_HELD_NOW, row] = (capacity - used) * block_size - 1
     summary[_MOST_HELD_AT_PEAK, row] = (capacity - peak) * block_size - peak_step
-    summary[_REFUSED_HELD, row] = summary[_REFUSED_STEPS, row] = _NEVER
+    summary[_REFUSED_HELD, row] = summary[_REFUSED_STEPS, row] = NEVER
     return changes
 
 
@@ -276,6 +291,34 @@ def _candidates(
             rows[found] = row
             found += 1
     return found
+
+
+@compiled
+def _patience(summary: Ints, held: int, steps: int, most: int, guard_band: float) -> int:
+    """See `Fleet.patience`.
+
+    What is in use grows while nothing ends, so a request that does not fit now will not. The moment
+    of the projected peak comes nearer by a step each step, and the request will then hold a token
+    less.
+    """
+    least = NEVER
+    for row in range(summary.shape[1]):
+        capacity, block_size = summary[_CAPACITY, row], summary[_BLOCK_SIZE, row]
+        band = 0
+        if guard_band > 0 and summary[_USED, row] > 0:
+            band = (capacity - int(capacity * (1.0 - guard_band))) * block_size
+        if (
+            summary[_FREE_SLOTS, row] > 0
+            and summary[_LARGEST_REQUEST, row] >= most
+            and summary[_MOST_HELD_NOW, row] >= held + band
+        ):
+            peak_step = summary[_PEAK_STEP, row]
+            wait = 1
+            if peak_step <= steps:
+                excess = held + band - summary[_MOST_HELD_AT_PEAK, row]
+                wait = max(min(excess, peak_step), 1)
+            least = min(least, wait)
+    return int(least)
 
 
 @compiled

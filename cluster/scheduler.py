@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from cluster.fleet import Fleet
+from cluster.fleet import NEVER, Fleet
 from cluster.ledger import REFINE_AFTER, Replica
 from cluster.queue import Waiting, WaitingQueue
 from policies.batch import RequestBatch
@@ -248,14 +248,21 @@ class ClusterScheduler:
         self._waiting.restore(passed)
         return actions
 
+    def patience(self, now: float) -> int:
+        """Steps that the replicas make at least before time alone may change what `decide` said.
+
+        Until something ends, arrives or is learnt; `NEVER` where only that can.
+        """
+        if not self.fleet.has_free_slot:
+            return NEVER
+        head = self._waiting.first()
+        if head is None or self.policy.backfill or self._guard_band(head.request, now):
+            return 1
+        return self.fleet.patience(*_sizes(head))
+
     def _place(self, head: Waiting, now: float) -> Dispatch | None:
         request = head.request
-        placed = self.fleet.place(
-            held=request.prompt_tokens + request.generated_tokens,
-            steps=head.estimate - request.generated_tokens,
-            most=request.prompt_tokens + request.max_tokens,
-            guard_band=self._guard_band(request, now),
-        )
+        placed = self.fleet.place(*_sizes(head), self._guard_band(request, now))
         if placed is None:
             return None
         replica_id, peak_blocks = placed
@@ -298,3 +305,13 @@ class ClusterScheduler:
                 f"context and KV cache hold {limit}: shorten the prompt or lower max_tokens to "
                 f"{max(0, limit - request.prompt_tokens)}"
             )
+
+
+def _sizes(head: Waiting) -> tuple[int, int, int]:
+    """Tokens it holds when it starts, is projected to add, and can reach."""
+    request = head.request
+    return (
+        request.prompt_tokens + request.generated_tokens,
+        head.estimate - request.generated_tokens,
+        request.prompt_tokens + request.max_tokens,
+    )

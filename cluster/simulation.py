@@ -5,18 +5,19 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cluster.arrivals import arrivals
+from cluster.fleet import NEVER
 from cluster.ledger import REFINE_AFTER
 from cluster.scheduler import ClusterScheduler, Dispatch, ImpossibleRequestError
 from cluster.simulated_rows import LiveRequest, RowBuffer, RowSink
 from cluster.timeline import Timeline, TimelineSampler
 from cluster.virtual_replica import FleetSpec, VirtualReplica
-from cluster.workload import WorkloadChunk, WorkloadError
+from cluster.workload import WorkloadChunk
 from policies.bundle import Policy
-from policies.forecast import Forecast
-from policies.request import Request, RequestClass
+from replicas.step_time import StepWork
 
 _IDLE_TICK_S = 1.0
 """Decisions are also due without an event, because a guard band lapses with time."""
@@ -118,7 +119,7 @@ class _Simulation:
         self._fleet = fleet
         self._rows = rows
         self._sampler = TimelineSampler(sample_s)
-        self._arrivals = _arrivals(workload)
+        self._arrivals = arrivals(workload)
         self._next = next(self._arrivals, None)
         self._replicas = {
             r.replica.replica_id: r
@@ -133,6 +134,8 @@ class _Simulation:
         self._reported: OrderedDict[str, float] = OrderedDict.fromkeys(self._replicas, 0.0)
         self._ready: dict[str, VirtualReplica] = {}
         self._reports_s = math.inf
+        self._quickest_step_s = fleet.step_time.seconds(StepWork(0, 0, 1, 1))
+        self._patient_until_s = 0.0
         self._now = 0.0
         self._finished_s = 0.0
         self._waiting_seconds = 0.0
@@ -168,24 +171,34 @@ class _Simulation:
 
     def _next_event_s(self) -> float | None:
         """Time of the next event; None when all is done."""
-        times = [self._next[0].arrival_s] if self._next else []
-        while self._events and self._events[0][2] != self._events[0][3].version:
-            heapq.heappop(self._events)
-        if self._events:
-            times.append(self._events[0][0])
-        if self._travelling:
-            times.append(self._travelling[0][0])
+        events = self._events
+        while events and events[0][2] != events[0][3].version:
+            heapq.heappop(events)
         self._reports_s = self._next_reports_s() if self._scheduler.waiting else math.inf
-        return min([*times, self._reports_s]) if times or self._scheduler.waiting else None
+        now = self._reports_s
+        if events:
+            now = min(now, events[0][0])
+        if self._next is not None:
+            now = min(now, self._next[0].arrival_s)
+        if self._travelling:
+            now = min(now, self._travelling[0][0])
+        return None if now == math.inf else now
 
     def _next_reports_s(self) -> float:
-        """When the replicas report next: the projection moves on while requests wait."""
+        """When the replicas report next: the projection moves on while requests wait.
+
+        Reports that cannot let anybody in are passed over, so that a request costs the same however
+        long its answer is.
+        """
         interval_s = self._fleet.report_interval_s
         if not self._events:
             return self._now + _IDLE_TICK_S
+        if self._patient_until_s == math.inf:
+            return math.inf
         if interval_s:
-            return (self._now // interval_s + 1) * interval_s
-        return min(r.batch.next_step_ends_s(self._now) for r in self._replicas.values())
+            return (max(self._now, self._patient_until_s) // interval_s + 1) * interval_s
+        next_step_s = min(r.batch.next_step_ends_s(self._now) for r in self._replicas.values())
+        return max(next_step_s, self._patient_until_s)
 
     def _complete_due(self, now: float) -> bool:
         """Account for the steps that end now; whether anything calls for a decision."""
@@ -262,6 +275,10 @@ class _Simulation:
                 live.dispatched_s = now
             self._travelling.append((now + self._fleet.dispatch_latency_s, action))
         self._hand_over(now)
+        patience = self._scheduler.patience(now)
+        # Counted from reports that may be as old as the interval.
+        wait_s = patience * self._quickest_step_s - self._fleet.report_interval_s
+        self._patient_until_s = math.inf if patience == NEVER else now + wait_s
 
     def _hand_over(self, now: float) -> None:
         """Dispatches that have reached their replicas by now enter the engines."""
@@ -342,44 +359,3 @@ class _Simulation:
             dispatches=self._dispatches,
             timeline=self._sampler.timeline(),
         )
-
-
-def _arrivals(workload: Iterable[WorkloadChunk]) -> Iterator[tuple[Request, Forecast]]:
-    """Requests with their forecasts, one by one; ids are places in the workload."""
-    index = 0
-    latest_s = -math.inf
-    for chunk in workload:
-        if len(chunk) and chunk.arrival_s[0] < latest_s:
-            raise WorkloadError(
-                f"request {index} arrives at {chunk.arrival_s[0]} s, before the one before it at "
-                f"{latest_s} s: chunks must be in order of arrival"
-            )
-        places = range(index, index + len(chunk))
-        numbers = places if chunk.number is None else chunk.number.tolist()
-        columns = (
-            chunk.arrival_s,
-            chunk.prompt_tokens,
-            chunk.max_tokens,
-            chunk.output_tokens,
-            chunk.request_class,
-            chunk.mu,
-            chunk.sigma,
-            chunk.lower,
-            chunk.upper,
-        )
-        for number, arrival, prompt, cap, output, kind, mu, sigma, lower, upper in zip(
-            numbers, *(column.tolist() for column in columns), strict=True
-        ):
-            # Fixed width, so that ids sort as numbers do.
-            request = Request(
-                f"{number:09d}",
-                prompt,
-                cap,
-                arrival,
-                RequestClass(kind),
-                output_tokens=output,
-            )
-            yield request, Forecast(mu, sigma, lower, upper, "simulated")
-        if len(chunk):
-            index += len(chunk)
-            latest_s = float(chunk.arrival_s[-1])

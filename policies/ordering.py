@@ -16,7 +16,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from policies import logt
-from policies.batch import Floats, RequestBatch
+from policies.batch import Floats, Ints, RequestBatch
+from policies.compiled import compiled
 from policies.registry import InvalidOptionError, Registry
 
 
@@ -212,11 +213,9 @@ class KvVolume(TailOrdering):
 
     def scores(self, batch: RequestBatch, queue: QueueState) -> Floats:
         """Tail-inflated KV volume in tokens times steps, (n,)."""
-        length, held = self.moments(batch), batch.prompt_tokens + batch.generated_tokens
-        mean = held * length.mean + length.second / 2
-        tail = held * length.tail_mean + length.tail_second / 2
-        scores: Floats = mean + self.beta(queue) * tail
-        return scores
+        return _volumes(
+            batch.prompt_tokens, batch.generated_tokens, *self.moments(batch), self.beta(queue)
+        )
 
 
 @ORDERINGS.register
@@ -271,3 +270,22 @@ class OracleVolume(ScoreOrdering):
 
 def _moments(batch: RequestBatch, alpha: float = 0.9) -> logt.Moments:
     return logt.moments(batch.mu, batch.sigma, batch.max_tokens, alpha, batch.generated_tokens)
+
+
+@compiled
+def _volumes(
+    prompt: Ints,
+    generated: Ints,
+    mean: Floats,
+    second: Floats,
+    tail_mean: Floats,
+    tail_second: Floats,
+    beta: float,
+) -> Floats:
+    """Tail-inflated volumes of requests whose lengths have these moments, (n,)."""
+    volumes = np.empty(len(prompt))
+    for i in range(len(prompt)):
+        held = prompt[i] + generated[i]
+        volume = held * mean[i] + second[i] / 2
+        volumes[i] = volume + beta * (held * tail_mean[i] + tail_second[i] / 2)
+    return volumes

@@ -216,12 +216,11 @@ class ContinuousBatch:
         self._require_no_plan()
         decodes = len(self._decoding)
         self._prefills = self._plan_prefills(self.limits.max_num_batched_tokens - decodes)
-        work = StepWork(
-            prefill_tokens=sum(tokens for _, tokens in self._prefills),
-            prefill_pairs=sum(t * s.computed + t * (t + 1) // 2 for s, t in self._prefills),
-            decode_tokens=decodes,
-            context_tokens=self._decoding.context_tokens if decodes else 0,
-        )
+        tokens = pairs = 0
+        for sequence, chunk in self._prefills:
+            tokens += chunk
+            pairs += chunk * sequence.computed + chunk * (chunk + 1) // 2
+        work = StepWork(tokens, pairs, decodes, self._decoding.context_tokens if decodes else 0)
         steps = int(bool(self._prefills))
         if decodes and not steps:
             # Nothing starts in a step that preempts, but something may in the next.
@@ -310,13 +309,13 @@ class ContinuousBatch:
         steps = 0 if self._plan is None else self._plan.ended(now)
         known = self._decoding.clock + steps + 1
         counts = {
-            s.request_id: s.offset + known - s.request.prompt_tokens
+            s.request_id: s.offset + known - s.prompt_tokens
             for s in self._decoding
             if s.request is not None
         }
         for sequence in self._running.values() if len(counts) < len(self._running) else ():
             if sequence.request is not None and not sequence.joined:
-                counts[sequence.request_id] = sequence.tokens - sequence.request.prompt_tokens
+                counts[sequence.request_id] = sequence.tokens - sequence.prompt_tokens
         return counts
 
     def _plan_prefills(self, budget: int) -> list[tuple[Sequence, int]]:

@@ -28,6 +28,8 @@ class Sequence:
         once_computed: Most tokens whose KV it ever had.
         offset: `computed` minus the clock of the decoding set.
         joined: `started` while it decodes, else 0.
+        prompt_tokens: Original prompt tokens, from which policies count; those of the restarted
+            prompt where no policy asks.
         request: What policies know of it; None where no policy asks.
         forecast: The same.
     """
@@ -43,6 +45,7 @@ class Sequence:
         "once_computed",
         "prefill_until",
         "priority",
+        "prompt_tokens",
         "request",
         "request_id",
         "started",
@@ -70,6 +73,7 @@ class Sequence:
         self.once_computed = 0
         self.offset = 0
         self.joined = 0
+        self.prompt_tokens = prompt_tokens if request is None else request.prompt_tokens
         self.request = request
         self.forecast = forecast
 
@@ -174,6 +178,8 @@ class DecodingSet:
 
     def blocks_needed(self, steps: int) -> int:
         """Blocks that the next `steps` steps take beyond those held."""
+        if steps == 1:
+            return self._residues[-self.clock % self._block_size]
         cycles, rest = divmod(steps, self._block_size)
         needed = cycles * len(self._members)
         for step in range(self.clock, self.clock + rest):

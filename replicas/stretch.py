@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple
 
 from replicas.step_time import StepTimeModel, StepWork
 
 NO_WORK = StepWork(0, 0, 0, 0)
+_NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +30,7 @@ class Evicted:
     computed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(NamedTuple):
     """Successive steps between two changes of the batch. Their outputs exist at `ends_s`.
 
     Attributes:
@@ -47,7 +50,7 @@ class Stretch:
     work: StepWork = NO_WORK
     prefilled: tuple[str, ...] = ()
     finished: tuple[str, ...] = ()
-    recomputed: dict[str, int] = field(default_factory=dict)
+    recomputed: Mapping[str, int] = _NOTHING
     peak_blocks: int = 0
 
     @property
@@ -56,8 +59,7 @@ class Stretch:
         return self.started_s + self.duration_s
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Steps that have begun and whose end is known as long as nobody interferes.
 
     Attributes:
@@ -117,7 +119,7 @@ class Plan:
             steps += 1
         if steps >= self.steps:
             return self
-        return replace(self, steps=steps, duration_s=self._seconds(steps))
+        return self._replace(steps=steps, duration_s=self._seconds(steps))
 
     def _seconds(self, steps: int) -> float:
         if steps == self.steps:

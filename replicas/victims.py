@@ -41,12 +41,14 @@ def victims(
 
 def columns(sequences: Listing[Sequence], clock: int) -> RequestBatch:
     """What policies see of these requests at this moment."""
-    requests, forecasts = [], []
+    requests, forecasts, generated = [], [], []
     for sequence in sequences:
         assert sequence.request is not None
         assert sequence.forecast is not None, "an eviction needs requests with their forecasts"
         tokens = sequence.offset + clock + 1 if sequence.joined else sequence.tokens
-        generated = tokens - sequence.request.prompt_tokens
-        requests.append(replace(sequence.request, generated_tokens=generated))
+        generated.append(tokens - sequence.request.prompt_tokens)
+        requests.append(sequence.request)
         forecasts.append(sequence.forecast)
-    return RequestBatch.of(requests, forecasts)
+    return replace(
+        RequestBatch.of(requests, forecasts), generated_tokens=np.array(generated, np.int64)
+    )
