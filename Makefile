@@ -72,8 +72,9 @@ lint: setup ## Check style, format and types
 	@"$(BIN)/ruff" format --check
 	@"$(BIN)/mypy"
 
-bench: setup ## Measure the core, the throughput against plain vLLM, and the controller's memory
+bench: setup ## Measure the core, the simulator, the throughput against plain vLLM, and the controller's memory
 	@"$(BIN)/tiebreak" bench core
+	@"$(BIN)/tiebreak" bench simulation
 	@"$(BIN)/tiebreak" bench throughput
 	@"$(BIN)/tiebreak" bench memory
 

@@ -42,8 +42,9 @@ class Fleet:
         self._ledgers: list[ReplicaLedger] = []
         self._rows: dict[str, int] = {}
         self._refused_guard_band = 0.0
-        self._dirty: set[str] = set()
-        self._unrefined: set[str] = set()
+        # Dictionaries for their order, which a set of strings takes from a random seed.
+        self._dirty: dict[str, None] = {}
+        self._unrefined: dict[str, None] = {}
         self._reindex()
 
     def __len__(self) -> int:
@@ -82,9 +83,9 @@ class Fleet:
             refine: What is known of its requests has changed too: their estimates are made again
                 where they are stale.
         """
-        self._dirty.add(replica_id)
+        self._dirty[replica_id] = None
         if refine:
-            self._unrefined.add(replica_id)
+            self._unrefined[replica_id] = None
 
     @property
     def has_free_slot(self) -> bool:
@@ -170,8 +171,8 @@ class Fleet:
         self._totals = dict.fromkeys((_FREE_SLOTS, _USED, _PEAK), 0)
         self.slots = sum(r.slots for r in replicas)
         self.largest_request = max((r.largest_request for r in replicas), default=0)
-        self._dirty = set(self._rows)
-        self._unrefined &= self._dirty
+        self._dirty = dict.fromkeys(self._rows)
+        self._unrefined = {r: None for r in self._unrefined if r in self._rows}
 
     def _summarise(self) -> None:
         """Bring the summary up to date where ledgers have changed."""

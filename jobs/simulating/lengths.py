@@ -113,7 +113,7 @@ class LognormalLengths:
 
     The defaults are the figures that arXiv:2502.07115, whose workload the A_min paper
     (arXiv:2508.14544) takes over, reports of LMSYS-Chat-1M: prompts of mean 40.62 and median 11,
-    outputs of mean 85.32 and median 45.
+    outputs of mean 85.32 and median 45 (counted in words there).
 
     Attributes:
         prompt: Distribution of the prompts.
