@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 
 from cluster.config import ClusterConfig
+from replicas.detect_meter import detect_meter
 from replicas.embedded_model import (
     EMBEDDED_MODEL,
     ModelNotFoundError,
     embedded_model_status,
     resolve_model,
 )
-from replicas.energy import detect_meter
 
 GIB = 1 << 30
 

@@ -16,7 +16,8 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from replicas.energy import EnergyMeter, NullMeter, detect_meter
+from replicas.detect_meter import detect_meter
+from replicas.energy import EnergyMeter, NullMeter
 from replicas.engines import EngineSpec, make_engine
 from replicas.outbox import Outbox
 from replicas.protocol import (

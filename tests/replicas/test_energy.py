@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicas.energy import EnergyMeterError, NullMeter, ReplayMeter, detect_meter
+from replicas.detect_meter import detect_meter
+from replicas.energy import EnergyMeterError, NullMeter, ReplayMeter
 
 RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
 
