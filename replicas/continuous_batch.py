@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
 import math
-from dataclasses import dataclass
 from operator import attrgetter
 
 from policies.eviction import Eviction
@@ -12,24 +10,10 @@ from policies.forecast import Forecast
 from policies.request import Request
 from replicas.batch_limits import BatchLimits
 from replicas.decoding_set import DecodingSet, Sequence
+from replicas.start_queue import StartQueue
 from replicas.step_time import StepTimeModel, StepWork
-from replicas.stretch import Evicted, Plan, Stretch
+from replicas.stretch import Evicted, Plan, StepResult, Stretch
 from replicas.victims import columns, victims
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one step did, for callers that need every token as it comes.
-
-    Attributes:
-        stretch: Its work and time.
-        produced: Requests that have one more output token.
-        evicted: Requests that lost their blocks before it.
-    """
-
-    stretch: Stretch
-    produced: tuple[str, ...] = ()
-    evicted: tuple[Evicted, ...] = ()
 
 
 class ContinuousBatch:
@@ -78,7 +62,7 @@ class ContinuousBatch:
         self._running: dict[str, Sequence] = {}
         self._decoding = DecodingSet(limits.block_size, slack)
         self._prefilling: Sequence | None = None  # at most one: others wait for the budget it takes
-        self._queue: list[tuple[float, int, Sequence]] = []
+        self._queue = StartQueue()
         self._arrivals = 0
         self._starts = 0
         self._plan: Plan | None = None
@@ -103,7 +87,7 @@ class ContinuousBatch:
     @property
     def waiting(self) -> int:
         """Requests that have not started or were preempted."""
-        return len(self._sequences) - len(self._running)
+        return len(self._queue)
 
     @property
     def used_blocks(self) -> int:
@@ -167,7 +151,7 @@ class ContinuousBatch:
             (deadline,) = self._eviction.deadlines(columns([sequence], 0)).tolist()
             sequence.deadline_tokens = request.prompt_tokens + deadline
         self._sequences[request_id] = sequence
-        heapq.heappush(self._queue, (priority, sequence.arrival, sequence))
+        self._queue.push(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request and free its blocks; False when it is unknown.
@@ -181,10 +165,8 @@ class ContinuousBatch:
             return False
         if request_id in self._running:
             self._stop(sequence)
-        elif len(self._queue) > 2 * self.waiting + 64:
-            # Entries of aborted requests are skipped when they come up; they must not pile up.
-            self._queue = [e for e in self._queue if self._sequences.get(e[2].request_id) is e[2]]
-            heapq.heapify(self._queue)
+        else:
+            self._queue.remove(request_id)
         return True
 
     def make_room(self) -> list[Evicted]:
@@ -327,15 +309,14 @@ class ContinuousBatch:
         if not self._queue or self._preempted or len(self._running) >= self.limits.max_num_seqs:
             return prefills
         free_blocks = self.limits.kv_blocks - self._blocks_after_next_step()
-        while self._queue and budget > 0 and len(self._running) < self.limits.max_num_seqs:
-            sequence = self._queue[0][2]
-            if self._sequences.get(sequence.request_id) is not sequence:
-                heapq.heappop(self._queue)
-                continue
+        while budget > 0 and len(self._running) < self.limits.max_num_seqs:
+            sequence = self._queue.first()
+            if sequence is None:
+                break
             free_blocks -= self._blocks_of(sequence.tokens)
             if free_blocks < 0:
                 break
-            heapq.heappop(self._queue)
+            self._queue.pop()
             self._starts += 1
             sequence.started = self._starts
             sequence.prefill_until = sequence.tokens
@@ -389,7 +370,7 @@ class ContinuousBatch:
             del self._sequences[sequence.request_id]
         else:
             self._preempted = True
-            heapq.heappush(self._queue, (sequence.priority, sequence.arrival, sequence))
+            self._queue.push(sequence)
         return evicted
 
     def _stop(self, sequence: Sequence) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replicas.batch_limits import BatchLimits
-from replicas.continuous_batch import ContinuousBatch, StepResult
+from replicas.continuous_batch import ContinuousBatch
 from replicas.protocol import (
     Delta,
     EngineDeadError,
@@ -24,6 +24,7 @@ from replicas.simulated_attempt import SimulatedAttempt
 from replicas.simulated_output import OutputLengths, SimulatedOutput, plan_output
 from replicas.step_log import StepLog
 from replicas.step_time import LinearStepTime, StepTimeModel
+from replicas.stretch import StepResult
 
 _MAX_LAG_S = 0.25
 """Seconds behind its own schedule that a late engine catches up with; more is forgiven."""

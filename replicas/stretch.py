@@ -59,6 +59,21 @@ class Stretch(NamedTuple):
         return self.started_s + self.duration_s
 
 
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step did, for callers that need every token as it comes.
+
+    Attributes:
+        stretch: Its work and time.
+        produced: Requests that have one more output token.
+        evicted: Requests that lost their blocks before it.
+    """
+
+    stretch: Stretch
+    produced: tuple[str, ...] = ()
+    evicted: tuple[Evicted, ...] = ()
+
+
 class Plan(NamedTuple):
     """Steps that have begun and whose end is known as long as nobody interferes.
 

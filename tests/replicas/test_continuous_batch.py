@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replicas.batch_limits import BatchLimits
-from replicas.continuous_batch import ContinuousBatch, StepResult
+from replicas.continuous_batch import ContinuousBatch
 from replicas.step_time import LinearStepTime, StepWork, UnitStepTime
-from replicas.stretch import Stretch
+from replicas.stretch import StepResult, Stretch
 
 LINEAR = LinearStepTime(
     base_s=0.5,
