@@ -69,9 +69,7 @@ BEYOND: Mapping[str, PaperArm] = {
         "tiebreak: shortest lower bound evicted",
         policy("tiebreak", eviction="shortest_lower_bound"),
     ),
-    "sparse": PaperArm(
-        "tiebreak: 0.5 quantile", policy("tiebreak", admission_options={"q": 0.5})
-    ),
+    "sparse": PaperArm("tiebreak: 0.5 quantile", policy("tiebreak", admission_options={"q": 0.5})),
     "dense": PaperArm("tiebreak: 0.1 quantile", policy("tiebreak", admission_options={"q": 0.1})),
     "backfill": PaperArm("tiebreak: backfill 8", policy("tiebreak", backfill=8)),
     "no_tail": PaperArm(
