@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.papers.line_chart import Line, LineChart
 from jobs.papers.markdown import percent, spread, table
 from jobs.papers.study import Cell, Result, Section
-from jobs.papers.svg import Line, LineChart
 
 FIGURE = "a_min.svg"
 DERIVED: Mapping[str, Mapping[str, str]] = {

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from jobs.papers.arms import ARMS
 from jobs.papers.fleets import REGIMES, step_time_sentence
+from jobs.papers.line_chart import Line, LineChart
 from jobs.papers.markdown import percent, spread, table
 from jobs.papers.study import Cell, Result, Section
-from jobs.papers.svg import Line, LineChart
 
 PUBLISHED_PER_TOKEN_S: Mapping[str, float] = {
     "fcfs": 3.17,
