@@ -73,16 +73,17 @@ class LineChart:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-        settings = {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "tiebreak",
-            "text.color": _GREY,
-            "axes.labelcolor": _GREY,
-            "axes.edgecolor": _GREY,
-            "xtick.color": _GREY,
-            "ytick.color": _GREY,
-        }
-        with rc_context(settings):
+        with rc_context(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": "tiebreak",
+                "text.color": _GREY,
+                "axes.labelcolor": _GREY,
+                "axes.edgecolor": _GREY,
+                "xtick.color": _GREY,
+                "ytick.color": _GREY,
+            }
+        ):
             figure = Figure(figsize=(8.4, 4.2), layout="constrained")
             axes = figure.add_subplot()
             for index, line in enumerate(self.lines):
