@@ -19,10 +19,10 @@ SMALLEST_VOCABULARY = 1000
 PROMPT_GROWTH = BATCH_GROWTH = 4
 """Ratio of successive prompt lengths and batch sizes in the sweep."""
 
-MOST_PREFILL_TOKENS = 8192
+MOST_PREFILL_TOKENS = 2048
 """Prompt tokens of one point of the sweep at most, so that it stays short."""
 
-MIXED_REQUESTS = 4
+MIXED_REQUESTS = 3
 """Requests per slot of the batch in the last part, where prefill and decode share steps."""
 
 SHORTEST_PROMPT_TOKENS = 16
@@ -67,7 +67,7 @@ class SweepActor:
         try:
             rng = np.random.default_rng(seed)
             loads = list(sweep(info, output_tokens, rng))
-            await run_load(engine, loads[-1], rng)  # an engine's first steps are slower
+            await run_load(engine, loads[0], rng)  # an engine's first steps are slower
             cold = len(engine.steps())
             for load in loads:
                 await run_load(engine, load, rng)
