@@ -6,14 +6,16 @@ it; another package declares it as an entry point of the group `tiebreak.evictio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 import numpy as np
 
 from policies import logt
 from policies.batch import Floats, Ints, RequestBatch
+from policies.forecast import Forecast
 from policies.registry import Registry, check_choice
+from policies.request import Request
 
 _VARIANTS = ("realtime", "stored")
 
@@ -148,6 +150,15 @@ class Promotion(MemoryEviction):
     def learned(self, batch: RequestBatch) -> Ints:
         """See `Eviction.learned`."""
         return np.minimum(batch.upper, batch.max_tokens)
+
+
+def after_eviction(
+    eviction: Eviction, request: Request, forecast: Forecast, tokens: int
+) -> tuple[Request, Forecast]:
+    """A request and its forecast once it was evicted at `tokens` output tokens, below its cap."""
+    reached = replace(request, generated_tokens=tokens)
+    (lower,) = eviction.learned(RequestBatch.of([reached], [forecast]))
+    return reached, forecast.at_least(int(lower))
 
 
 def choose_victims(keys: Floats, sizes: Ints, excess: int) -> Ints:

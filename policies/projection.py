@@ -75,6 +75,18 @@ class MemoryProfile:
         usage: Ints = self._table[_USAGE, first]
         return usage
 
+    def usage_at(self, clocks: Ints) -> Ints:
+        """Blocks in use at each of these clocks, (k,); O(n k).
+
+        Args:
+            clocks: Ahead of the current one, (k,).
+        """
+        clock = np.asarray(clocks, np.int64)[:, None]
+        finish, base = self._table[_FINISH], self._table[_BASE]
+        blocks = -(-(base + clock) // self.block_size)
+        usage: Ints = np.where(finish >= clock, blocks, 0).sum(axis=1)
+        return usage
+
     def peaks(self, now: int, held: int, remaining: int) -> tuple[int, int]:
         """`peak_during` and `peak_with`, for the price of one."""
         return _peaks(self._table, self.block_size, now, held, remaining)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -37,10 +36,10 @@ print(profile.peak, profile.peak_time, profile.usage.tolist(), profile.peaks(60,
 
 def modules() -> Iterator[ModuleType]:
     for package in (policies, cluster):
-        for found in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
-            source = Path(found.module_finder.path, found.name.rpartition(".")[2] + ".py")  # type: ignore[union-attr]
+        for source in sorted(Path(package.__path__[0]).rglob("*.py")):
             if "@compiled" in source.read_text(encoding="utf-8"):
-                yield importlib.import_module(found.name)
+                inside = source.relative_to(ROOT).with_suffix("")
+                yield importlib.import_module(".".join(inside.parts))
 
 
 def python_functions(module: ModuleType) -> dict[str, FunctionType]:

@@ -113,3 +113,12 @@ def test_a_short_candidate_is_not_blamed_for_a_later_peak() -> None:
 def test_profile_refuses_bad_input(finish: list[int], block_size: int) -> None:
     with pytest.raises(ValueError, match="block_size"):
         MemoryProfile(np.array([1]), np.array(finish), block_size)
+
+
+@given(running_requests, block_sizes)
+def test_usage_at_a_clock_counts_who_still_runs(running: Running, block_size: int) -> None:
+    profile = profile_of(running, 0, block_size)
+    clocks = np.arange(1, 62)
+    expected = [usage_at(running, clock, block_size) for clock in clocks.tolist()]
+    assert profile.usage_at(clocks).tolist() == expected
+    assert profile.peak == max(expected)
