@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,10 @@ from numpy.typing import ArrayLike
 
 from policies.batch import Ints
 from policies.forecast import Forecast
-from policies.logt import quantile
-from predictor.length_histogram import BINS_PER_OCTAVE, MAX_TOKENS
+from policies.length_histogram import BINS_PER_OCTAVE, MAX_TOKENS
+from policies.model_lengths import ModelLengths, ModelLengthsState
+from predictor.atomic_file import replace_file
 from predictor.messages import Outcome
-from predictor.model_lengths import ModelLengths, ModelLengthsState
 
 HALF_LIFE_SAMPLES = 2000.0
 """Answers after which one counts half. A fit then rests on at most 2,886 answers' worth."""
@@ -67,7 +66,7 @@ class PriorForecaster:
             raise ValueError(f"coverage is {coverage}, must be above 0 and below 1")
         if not (math.isfinite(half_life_samples) and half_life_samples > 0):
             raise ValueError(f"half_life_samples is {half_life_samples}, must be finite and > 0")
-        self._tail = (1 - coverage) / 2
+        self._coverage = coverage
         self._half_life_samples = half_life_samples
         self._models: dict[str, ModelLengths] = {}
 
@@ -132,11 +131,7 @@ class PriorForecaster:
             )
         lengths = self._models.get(model) or ModelLengths()
         lengths.refresh()
-        mu, sigma = lengths.parameters(prompts)
-        lower = np.clip(np.floor(quantile(mu, sigma, self._tail)), 1, caps).astype(np.int64)
-        upper = np.clip(np.ceil(quantile(mu, sigma, 1 - self._tail)), 1, caps).astype(np.int64)
-        columns = (mu.tolist(), sigma.tolist(), lower.tolist(), upper.tolist())
-        return [Forecast(*row, source="prior") for row in zip(*columns, strict=True)]
+        return lengths.forecasts(prompts, caps, self._coverage)
 
     def state(self) -> dict[str, Any]:
         """All that was learnt, with the fits, as values that JSON can hold."""
@@ -180,11 +175,13 @@ class PriorForecaster:
         path: str | os.PathLike[str],
         coverage: float = 0.9,
         half_life_samples: float = HALF_LIFE_SAMPLES,
+        *,
+        writes: bool = True,
     ) -> tuple[PriorForecaster, str | None]:
         """The forecaster saved at `path`, or a fresh one.
 
-        Never fails because of the file: a missing one is normal, an unusable one is moved aside to
-        `<path>.unusable` and reported.
+        Never fails because of the file: a missing one is normal, an unusable one is reported, and
+        moved aside to `<path>.unusable` by who `writes` there.
 
         Returns:
             The forecaster, and a warning when a file was there and could not be used.
@@ -200,12 +197,14 @@ class PriorForecaster:
         try:
             forecaster.load_state(msgspec.json.decode(content))
         except (msgspec.DecodeError, PriorStateError, RecursionError) as error:
-            aside = target.with_name(target.name + ".unusable")
-            with contextlib.suppress(OSError):
-                target.replace(aside)
+            moved = ""
+            if writes:
+                aside = target.with_name(target.name + ".unusable")
+                with contextlib.suppress(OSError):
+                    target.replace(aside)
+                    moved = f" and was moved to {aside.name}"
             return forecaster, (
-                f"the prior at {target} is unusable and was moved to {aside.name}, starting "
-                f"afresh: {error}"
+                f"the prior at {target} is unusable{moved}, starting afresh: {error}"
             )
         return forecaster, None
 
@@ -216,17 +215,8 @@ def write_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(msgspec.json.encode(state))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    content = msgspec.json.encode(state)
+    replace_file(Path(path), lambda stream: stream.write(content))
 
 
 def _tokens(name: str, values: ArrayLike) -> Ints:

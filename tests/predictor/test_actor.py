@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import ray
 
+from policies.model_lengths import DEFAULT_MU
 from predictor.actor import PredictorActor
 from predictor.messages import ForecastQuery, Outcome, PredictorStats
-from predictor.model_lengths import DEFAULT_MU
 from predictor.prior import PriorForecaster
 
 
@@ -46,11 +46,12 @@ def wait_for(actor: Any, reached: Callable[[PredictorStats], bool]) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_it_learns_and_answers_in_the_order_of_the_queries(tmp_path: Path) -> None:
+def test_it_learns_and_givenin_the_order_of_the_queries(tmp_path: Path) -> None:
     actor = start(tmp_path / "prior.json")
     assert ray.get(actor.observe.remote(answers(40) + answers(900, model="other"))) == 400
     batch = [*queries(2), *queries(1, "other"), *queries(1, "unknown"), *queries(3)]
-    forecasts = ray.get(actor.forecast.remote(batch))
+    given = ray.get(actor.forecast.remote(batch))
+    forecasts = [answer.forecast for answer in given]
     likely = [round(math.exp(f.mu)) for f in forecasts]
     assert [40 <= t <= 47 for t in likely] == [True, True, False, False, True, True, True]
     assert 880 < likely[2] < 920
@@ -83,7 +84,7 @@ def test_an_actor_that_ends_in_good_order_saves(tmp_path: Path) -> None:
         if path.exists():
             break
         time.sleep(0.02)
-    assert 3.6 < ray.get(start(path).forecast.remote(queries(1)))[0].mu < 3.9
+    assert 3.6 < ray.get(start(path).forecast.remote(queries(1)))[0].forecast.mu < 3.9
 
 
 async def test_outcomes_are_saved_after_the_interval(tmp_path: Path) -> None:
@@ -146,7 +147,8 @@ async def test_a_copy_of_the_prior_gives_the_same_forecasts() -> None:
     await actor.observe(answers(40))
     copy = PriorForecaster()
     copy.load_state(await actor.prior())
-    assert copy.forecast("m", [50], [100]) == await actor.forecast(queries(1))
+    (answer,) = await actor.forecast(queries(1))
+    assert copy.forecast("m", [50], [100]) == [answer.forecast]
 
 
 @pytest.mark.parametrize("arguments", [{"save_every_outcomes": 0}, {"save_interval_s": 0.0}])

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from policies.batch import Floats
 from policies.fit import Bools
 from policies.forecast import DEGREES_OF_FREEDOM, Forecast
-from predictor.length_histogram import MAX_TOKENS
+from policies.length_histogram import MAX_TOKENS
+from policies.model_lengths import DEFAULT_MU, DEFAULT_SIGMA
 from predictor.messages import Outcome
-from predictor.model_lengths import DEFAULT_MU, DEFAULT_SIGMA
 from predictor.prior import PriorForecaster, PriorStateError
 
 ENDLESS = 1e12
@@ -320,6 +320,15 @@ def test_an_unusable_file_is_moved_aside_and_reported(tmp_path: Path, content: b
     assert "unusable" in (warning or "")
     assert (tmp_path / "prior.json.unusable").read_bytes() == content
     assert PriorForecaster.load(path)[1] is None
+
+
+def test_who_only_reads_leaves_an_unusable_file_to_its_writer(tmp_path: Path) -> None:
+    path = tmp_path / "prior.json"
+    path.write_bytes(b'{"version": 99}')
+    forecaster, warning = PriorForecaster.load(path, writes=False)
+    assert forecaster.models == []
+    assert "is unusable, starting afresh" in (warning or "")
+    assert [file.name for file in tmp_path.iterdir()] == ["prior.json"]
 
 
 def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
