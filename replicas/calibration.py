@@ -73,7 +73,7 @@ def fit(steps: Floats) -> Calibration:
         steps: Shape `(steps, 5)`, as `StepLog.read` gives them.
 
     Raises:
-        StepTimeError: There are too few steps, or none that prefills or decodes.
+        StepTimeError: There are too few steps, none that prefills or decodes, or no solution.
     """
     seconds, work = steps[:, 0], steps[:, 1:]
     usable = (seconds > 0) & np.isfinite(steps).all(axis=1)
@@ -131,7 +131,12 @@ def _robust(seconds: Floats, work: Floats) -> tuple[list[float], NDArray[np.bool
     # happened to be fast would count most, and the fit would come out too fast.
     expected = seconds
     for _ in range(MAX_ROUNDS):
-        solution, _ = nnls(design[kept] / expected[kept, None], (seconds / expected)[kept])
+        try:
+            solution, _ = nnls(design[kept] / expected[kept, None], (seconds / expected)[kept])
+        except (RuntimeError, ValueError) as error:
+            raise StepTimeError(
+                f"no step time fits {kept.sum()} measured steps ({error}): run the engine longer"
+            ) from error
         expected = np.maximum(design @ solution, np.finfo(float).tiny)
         residual = np.abs(seconds / expected - 1)
         spread = 1.4826 * float(np.median(residual[kept]))

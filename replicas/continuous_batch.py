@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from operator import attrgetter
 
 from policies.eviction import Eviction
 from policies.forecast import Forecast
+from policies.gate import Gate
 from policies.request import Request
 from replicas.batch_limits import BatchLimits
+from replicas.batch_work import BatchWork
 from replicas.decoding_set import DecodingSet, Sequence
-from replicas.start_queue import StartQueue
+from replicas.protocol import EngineTerms
+from replicas.request_work import RequestWork
 from replicas.step_time import StepTimeModel, StepWork
-from replicas.stretch import Evicted, Plan, StepResult, Stretch
-from replicas.victims import columns, victims
+from replicas.stretch import Chunk, Evicted, Plan, StepResult, Stretch
+from replicas.turns import GateTurns, PriorityTurns, Turns
 
 
 class ContinuousBatch:
@@ -24,7 +26,7 @@ class ContinuousBatch:
     are computed; when they run out, running requests lose all of theirs. Waiting requests start,
     smallest priority first, then by arrival, while the budget and `max_num_seqs` last and the free
     blocks hold all tokens of the first. A request whose known tokens all have KV produces its next
-    token in that step.
+    token in that step. A `Gate`, where there is one, has the say in who starts and who is evicted.
 
     One round is `make_room`, `begin` and `complete`, with whatever the caller adds between the
     first two. Between two changes of the batch nothing but decoding happens, and `begin` plans all
@@ -38,6 +40,7 @@ class ContinuousBatch:
         step_time: StepTimeModel,
         *,
         eviction: Eviction | None = None,
+        gate: Gate | None = None,
         gives_back: bool = False,
         slack: int = 0,
     ) -> None:
@@ -48,26 +51,34 @@ class ContinuousBatch:
             step_time: How long steps take.
             eviction: Who loses memory first; None: the request of the worst priority, among equals
                 the one started latest, as vLLM does. It needs `request` and `forecast` of `add`.
+                Beside a gate it is the gate's own, or None: then every step may reach a deadline,
+                and steps are planned one by one.
+            gate: Who starts, when and in which order, and who loses memory; priorities then say
+                nothing. It needs `request` and `forecast` of `add`, too.
             gives_back: Whether an evicted request is the caller's again. Otherwise it waits here
                 at its old place and its tokens are computed again.
             slack: Tokens a running request holds room for beyond those it has computed: 1 for the
                 papers' model, whose memory counts a token from the step that produces it.
+
+        Raises:
+            ValueError: What a gate evicts would be the caller's again.
         """
+        if gate is not None and gives_back:
+            raise ValueError("gives_back is True, must be False with a gate: it keeps who waits")
         self.limits = limits
         self._step_time = step_time
-        self._eviction = eviction
         self._gives_back = gives_back
         self._slack = slack
+        self._work: BatchWork | None = None
         self._sequences: dict[str, Sequence] = {}
         self._running: dict[str, Sequence] = {}
         self._decoding = DecodingSet(limits.block_size, slack)
         self._prefilling: Sequence | None = None  # at most one: others wait for the budget it takes
-        self._queue = StartQueue()
+        self._turns: Turns = PriorityTurns(eviction) if gate is None else GateTurns(gate, eviction)
         self._arrivals = 0
         self._starts = 0
         self._plan: Plan | None = None
         self._prefills: list[tuple[Sequence, int]] = []
-        self._overdue: list[Sequence] = []
         self._preempted = False
         self._busy_until_s = -math.inf
 
@@ -87,7 +98,7 @@ class ContinuousBatch:
     @property
     def waiting(self) -> int:
         """Requests that have not started or were preempted."""
-        return len(self._queue)
+        return len(self._turns)
 
     @property
     def used_blocks(self) -> int:
@@ -116,6 +127,8 @@ class ContinuousBatch:
         *,
         request: Request | None = None,
         forecast: Forecast | None = None,
+        terms: EngineTerms | None = None,
+        once_computed: int = 0,
     ) -> None:
         """Queue a request; it can run from the next `begin` on.
 
@@ -124,8 +137,11 @@ class ContinuousBatch:
             prompt_tokens: Tokens to prefill, earlier output included.
             output_tokens: Tokens to produce, at least 1.
             priority: Smaller runs first.
-            request: What the eviction may know of it.
-            forecast: What the eviction may know of it.
+            request: What policies may know of it.
+            forecast: What policies may know of it.
+            terms: What a gate takes over from the cluster: key, class and earlier evictions; None:
+                the gate's policy computes the key.
+            once_computed: Prompt tokens whose KV it had before, here or elsewhere, and lost.
 
         Raises:
             ValueError: The id is in use, a size is out of range, or the request can never fit.
@@ -146,12 +162,9 @@ class ContinuousBatch:
         sequence = Sequence(
             request_id, prompt_tokens, output_tokens, priority, self._arrivals, request, forecast
         )
-        if self._eviction is not None and not self._eviction.memory_only:
-            assert request is not None
-            (deadline,) = self._eviction.deadlines(columns([sequence], 0)).tolist()
-            sequence.deadline_tokens = request.prompt_tokens + deadline
+        sequence.once_computed = once_computed
+        self._turns.add(sequence, terms)
         self._sequences[request_id] = sequence
-        self._queue.push(sequence)
 
     def abort(self, request_id: str) -> bool:
         """Forget a request and free its blocks; False when it is unknown.
@@ -165,19 +178,18 @@ class ContinuousBatch:
             return False
         if request_id in self._running:
             self._stop(sequence)
-        else:
-            self._queue.remove(request_id)
+        self._turns.remove(sequence)
         return True
 
     def make_room(self) -> list[Evicted]:
         """Evict what must go before the next step of the running requests."""
         self._require_no_plan()
         self._preempted = False
-        running = self._running
-        evicted = [self._evict(s) for s in self._overdue if running.get(s.request_id) is s]
-        self._overdue = []
+        turns, running, clock = self._turns, self._running, self._decoding.clock
+        evicted = [self._evict(sequence) for sequence in turns.overdue(running, clock)]
         while (excess := self._blocks_after_next_step() - self.limits.kv_blocks) > 0:
-            evicted += [self._evict(victim) for victim in self._victims(excess)]
+            gone = turns.victims(running, clock, self._blocks_of, excess)
+            evicted += [self._evict(sequence) for sequence in gone]
         return evicted
 
     def begin(self, now: float, max_steps: int | None = None) -> float:
@@ -230,21 +242,24 @@ class ContinuousBatch:
         assert plan is not None, "begin() comes first"
         self._busy_until_s = plan.ends_s
         decoding = self._decoding
+        requests = len(decoding) + len(self._prefills)
+        if self._work is not None:
+            self._work.advanced(plan.steps, requests)
         decoding.advance(plan.steps)
-        finished: list[Sequence] = []
-        for sequence in decoding.ended():
-            ends = decoding.tokens_of(sequence) == sequence.final_tokens
-            (finished if ends else self._overdue).append(sequence)
-        recomputed: dict[str, int] = {}
-        prefilled = self._account_prefills(recomputed)
-        for sequence in prefilled:
-            if sequence.tokens == sequence.final_tokens:
-                finished.append(sequence)
-            elif sequence.tokens >= sequence.deadline_tokens:
-                self._overdue.append(sequence)
+        ended = decoding.ended()
+        chunks, prefilled = self._account_prefills()
+        if self._work is not None:
+            self._work.prefilled(chunks, requests)
+            for sequence in prefilled:
+                self._work.joined(sequence.request_id, sequence.offset, decoding.clock)
+        self._turns.advanced(plan.steps, self._prefilling)
+        # Others that have ended a stretch are overdue, and the next `make_room` sees it.
+        finished = [s for s in ended if decoding.tokens_of(s) == s.final_tokens]
+        finished += [s for s in prefilled if s.tokens == s.final_tokens]
         peak_blocks = self.used_blocks
         for sequence in finished:
             self._stop(sequence)
+            self._turns.remove(sequence)
             del self._sequences[sequence.request_id]
         return Stretch(
             started_s=plan.started_s,
@@ -253,17 +268,18 @@ class ContinuousBatch:
             work=plan.work,
             prefilled=tuple(s.request_id for s in prefilled),
             finished=tuple(s.request_id for s in finished),
-            recomputed=recomputed,
+            recomputed={c.request_id: c.recomputed for c in chunks if c.recomputed},
             peak_blocks=peak_blocks,
+            chunks=tuple(chunks),
         )
 
-    def _account_prefills(self, recomputed: dict[str, int]) -> list[Sequence]:
-        """The requests whose prefill ended; notes what was computed again."""
-        prefilled = []
+    def _account_prefills(self) -> tuple[list[Chunk], list[Sequence]]:
+        """What was prefilled, and the requests whose prefill ended."""
+        chunks, prefilled = [], []
         for sequence, tokens in self._prefills:
             start, end = sequence.computed, sequence.computed + tokens
-            if start < sequence.once_computed:
-                recomputed[sequence.request_id] = min(end, sequence.once_computed) - start
+            again = max(0, min(end, sequence.once_computed) - start)
+            chunks.append(Chunk(sequence.request_id, start, tokens, again))
             sequence.computed = end
             sequence.once_computed = max(end, sequence.once_computed)
             if end < sequence.tokens:
@@ -273,7 +289,7 @@ class ContinuousBatch:
             sequence.tokens += 1
             self._decoding.join(sequence)
             prefilled.append(sequence)
-        return prefilled
+        return chunks, prefilled
 
     def step(self, now: float) -> StepResult:
         """One round of one step that begins at `now`; nothing, in no time, when there is no work.
@@ -285,6 +301,12 @@ class ContinuousBatch:
         self.begin(now, max_steps=1)
         stretch = self.complete()
         return StepResult(stretch, (*decoding, *stretch.prefilled), tuple(evicted))
+
+    def take_work(self) -> dict[str, RequestWork]:
+        """What each request has had computed since the last call; counted from the first one on."""
+        if self._work is None:
+            self._work = BatchWork()
+        return self._work.take(self._decoding.clock)
 
     def generated(self, now: float) -> dict[str, int]:
         """Output tokens of the running requests that were added with their `request`."""
@@ -306,17 +328,17 @@ class ContinuousBatch:
         if self._prefilling is not None:
             prefills.append((self._prefilling, self._chunk(self._prefilling, budget)))
             budget -= prefills[0][1]
-        if not self._queue or self._preempted or len(self._running) >= self.limits.max_num_seqs:
+        if not self.waiting or self._preempted or self._is_full:
             return prefills
         free_blocks = self.limits.kv_blocks - self._blocks_after_next_step()
-        while budget > 0 and len(self._running) < self.limits.max_num_seqs:
-            sequence = self._queue.first()
+        while budget > 0 and not self._is_full:
+            sequence = self._turns.first()
             if sequence is None:
                 break
             free_blocks -= self._blocks_of(sequence.tokens)
             if free_blocks < 0:
                 break
-            self._queue.pop()
+            self._turns.start(sequence)
             self._starts += 1
             sequence.started = self._starts
             sequence.prefill_until = sequence.tokens
@@ -325,11 +347,17 @@ class ContinuousBatch:
             budget -= prefills[-1][1]
         return prefills
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._running) >= self.limits.max_num_seqs
+
     def _chunk(self, sequence: Sequence, budget: int) -> int:
         return min(sequence.tokens - sequence.computed, budget)
 
     def _steps_alike(self) -> int:
-        """Steps until a request ends or memory runs out."""
+        """Steps until a request ends, memory runs out or somebody's turn may come."""
+        if self._turns.may_change(self._is_full):
+            return 1
         decoding = self._decoding
         steps = decoding.steps_to_end
         free_blocks = self.limits.kv_blocks - decoding.blocks
@@ -352,13 +380,6 @@ class ContinuousBatch:
             blocks += self._blocks_of_prefilling(self._chunk(self._prefilling, budget))
         return blocks
 
-    def _victims(self, excess: int) -> list[Sequence]:
-        """Who gives up memory so that at least part of `excess` blocks becomes free."""
-        running = list(self._running.values())
-        if self._eviction is None:
-            return [max(running, key=attrgetter("rank"))]
-        return victims(self._eviction, running, self._decoding.clock, self._blocks_of, excess)
-
     def _blocks_of(self, tokens: int) -> int:
         return self.limits.blocks(tokens + self._slack)
 
@@ -367,10 +388,11 @@ class ContinuousBatch:
         evicted = Evicted(sequence.request_id, sequence.tokens, sequence.computed)
         sequence.computed = 0
         if self._gives_back:
+            self._turns.remove(sequence)
             del self._sequences[sequence.request_id]
         else:
             self._preempted = True
-            self._queue.push(sequence)
+            self._turns.evict(sequence)
         return evicted
 
     def _stop(self, sequence: Sequence) -> None:
@@ -379,6 +401,8 @@ class ContinuousBatch:
         if sequence is self._prefilling:
             self._prefilling = None
         else:
+            if self._work is not None:
+                self._work.left(sequence.request_id, self._decoding.clock)
             self._decoding.leave(sequence)
 
     def _require_no_plan(self) -> None:

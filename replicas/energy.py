@@ -6,6 +6,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from replicas.request_work import EngineStep
+
 
 class EnergyMeterError(RuntimeError):
     """The hardware cannot be metered; the message says why."""
@@ -18,12 +20,14 @@ class EnergyMeter(ABC):
 
     Attributes:
         source: What measures, printed beside every figure: `zeus:nvml`, `zeus:amdsmi`,
-            `zeus:rapl`, `replay`, or `none`.
+            `zeus:rapl`, `zeus:rapl-share`, `model:<name>`, `replay`, or `none`.
         reason: Why nothing is measured; empty when something is.
+        idle_w: Watts of the devices without work; None: the meter does not know.
     """
 
     source: str
     reason: str = ""
+    idle_w: float | None = None
 
     @abstractmethod
     def total_joules(self) -> float | None:
@@ -32,6 +36,11 @@ class EnergyMeter(ABC):
         A meter of hardware answers None when the hardware does not answer, and with the whole
         total when it answers again.
         """
+
+    def worked(  # noqa: B027, hardware knows
+        self, steps: Sequence[EngineStep], at_s: float
+    ) -> None:
+        """Hear what an engine has done by `at_s`, in seconds of its clock; before every reading."""
 
     def close(self) -> None:  # noqa: B027, most meters hold nothing
         """Release what the meter holds. It is not read afterwards."""

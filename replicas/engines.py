@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from replicas.detect_meter import MeterChoice
 from replicas.protocol import Engine, EngineStartError
 
 
@@ -16,11 +17,13 @@ class EngineSpec(msgspec.Struct, frozen=True):
         kind: `vllm` or `simulated`.
         model: Folder or name of the model.
         args: `vllm.AsyncEngineArgs` or `SimulatedEngineOptions` as keyword arguments.
+        energy: How its energy is measured.
     """
 
     kind: Literal["vllm", "simulated"]
     model: str
     args: dict[str, Any] = {}
+    energy: MeterChoice = MeterChoice()
 
 
 def make_engine(spec: EngineSpec, cpu_cores: list[int]) -> Engine:

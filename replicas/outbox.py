@@ -55,10 +55,18 @@ class Outbox(Generic[T]):
             return received, []
         finally:
             self.last_read_s = time.monotonic()
+        if self._sent:
+            # The same reader asked twice, having lost its connection: both calls get one batch.
+            return self._number, self._sent
         self._sent, self._pending = self._pending, []
         self._filled.clear()
         self._number += 1
         return self._number, self._sent
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the reader has acknowledged everything."""
+        return not self._pending and not self._sent
 
     def idle_s(self) -> float:
         """Seconds since the reader was last seen."""

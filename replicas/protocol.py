@@ -14,6 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.forecast import Forecast
+from replicas.request_work import Worked
+
 
 class EngineInfo(msgspec.Struct, frozen=True):
     """What an engine can hold, known once it has loaded and profiled.
@@ -49,6 +52,37 @@ class PromptSlice(msgspec.Struct, frozen=True):
     stop: int
 
 
+class EngineTerms(msgspec.Struct, frozen=True):
+    """What an engine's own scheduler knows of a request beyond its sizes.
+
+    The forecast is the one that the controller decides with, bounds that were learned included.
+
+    Attributes:
+        mu: See `policies.forecast.Forecast`.
+        sigma: The same.
+        lower: The same, in tokens counted from the original prompt.
+        upper: The same.
+        key: The ordering's key, smaller first; comparable with those of all other requests.
+        arrival_s: When the request entered the cluster, in seconds of the controller's clock.
+        precedence: Its request class: a smaller one goes before a larger one whatever the keys.
+        evictions: Times it was evicted before this attempt.
+    """
+
+    mu: float
+    sigma: float
+    lower: int
+    upper: int
+    key: float
+    arrival_s: float
+    precedence: int = 0
+    evictions: int = 0
+
+    @property
+    def forecast(self) -> Forecast:
+        """The forecast."""
+        return Forecast(self.mu, self.sigma, self.lower, self.upper, "cluster")
+
+
 class Generation(msgspec.Struct, frozen=True):
     """One request as an engine runs it.
 
@@ -64,6 +98,10 @@ class Generation(msgspec.Struct, frozen=True):
             client can tell an old attempt's deltas from the current one's.
         priority: Rank inside the engine, smaller first.
         interactive: Whether somebody reads along, so that tokens must not wait for company.
+        terms: What the engine's own scheduler decides with; None: it knows the sizes alone.
+        ticket: What the controller wants back should it have forgotten the request; opaque here.
+        trace: `traceparent` of W3C's Trace Context, under which the engine's own spans belong;
+            empty: none.
     """
 
     request_id: str
@@ -74,6 +112,9 @@ class Generation(msgspec.Struct, frozen=True):
     attempt: int = 1
     priority: int = 0
     interactive: bool = True
+    terms: EngineTerms | None = None
+    ticket: bytes = b""
+    trace: str = ""
 
 
 class Delta(msgspec.Struct):
@@ -89,8 +130,13 @@ class Delta(msgspec.Struct):
             before it.
         preemptions: Times the engine preempted the request so far in this attempt.
         recomputed_tokens: Tokens whose KV was computed again because of that, so far.
-        energy_joules: Energy attributed to the request in this attempt; None: not measured.
+        energy_joules: Energy attributed to the attempt, told at its end; None: not measured.
+        wasted_joules: The part of it that computed tokens again.
         attempt: The dispatch it belongs to.
+        stop_reason: The stop string or token that ended it; None: another end.
+        logprobs: vLLM's own, an entry per token of `token_ids`; None: not asked for.
+        prompt_logprobs: vLLM's own, with the first tokens; None: not asked for, or given before.
+        cached_tokens: Prompt tokens whose KV the engine had already.
     """
 
     request_id: str
@@ -102,7 +148,12 @@ class Delta(msgspec.Struct):
     preemptions: int = 0
     recomputed_tokens: int = 0
     energy_joules: float | None = None
+    wasted_joules: float | None = None
     attempt: int = 0
+    stop_reason: int | str | None = None
+    logprobs: list[Any] | None = None
+    prompt_logprobs: list[Any] | None = None
+    cached_tokens: int = 0
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
@@ -119,6 +170,57 @@ class EngineLoad(msgspec.Struct, frozen=True):
     kv_usage: float = 0.0
 
 
+class EnergyTotals(msgspec.Struct, frozen=True):
+    """A replica's energy since its engine was ready, booked: the meter's count is the sum of it.
+
+    `metered_joules = request_joules + idle_joules + unattributed_joules` at every moment.
+
+    Attributes:
+        source: The meter's name; `none`: nothing is measured, and all figures are 0.
+        metered_joules: What the meter has counted.
+        request_joules: Booked to requests, whether they have ended or not.
+        wasted_joules: The part of `request_joules` that computed tokens again.
+        idle_joules: What the hardware takes without work.
+        unattributed_joules: Work of which nobody can say whose it was, or not yet: it can fall.
+        power_w: Mean power over the last second or so, in watts of the engine's clock; None: the
+            meter has not answered since.
+        idle_w: The part of it that is taken for idle power, in watts.
+    """
+
+    source: str = "none"
+    metered_joules: float = 0.0
+    request_joules: float = 0.0
+    wasted_joules: float = 0.0
+    idle_joules: float = 0.0
+    unattributed_joules: float = 0.0
+    power_w: float | None = 0.0
+    idle_w: float = 0.0
+
+
+class Stalled(msgspec.Struct, frozen=True):
+    """A request that waits inside an engine, evicted there or not started.
+
+    Attributes:
+        tokens: Output tokens that exist, counted from the original prompt.
+        evictions: Times it was evicted so far, over all attempts.
+    """
+
+    tokens: int
+    evictions: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A request that a replica runs, as it tells a controller that knows nothing of it.
+
+    Attributes:
+        ticket: See `Generation.ticket`.
+        output_tokens: Output tokens that exist, counted from the original prompt.
+    """
+
+    ticket: bytes
+    output_tokens: int
+
+
 class Finished(msgspec.Struct, frozen=True):
     """Replica to controller: one request ended there.
 
@@ -130,6 +232,11 @@ class Finished(msgspec.Struct, frozen=True):
         finish_reason: `stop`, `length`, `abort` or `error`.
         preemptions: Times the engine preempted it.
         recomputed_tokens: Tokens computed again because of that.
+        first_token_s: Seconds from the engine's acceptance to the attempt's first token; None: it
+            made none.
+        running_s: Seconds from the engine's acceptance to the attempt's end.
+        energy_joules: Energy attributed to it in this attempt; None: not measured.
+        wasted_joules: The part of it that computed tokens again.
     """
 
     request_id: str
@@ -139,6 +246,10 @@ class Finished(msgspec.Struct, frozen=True):
     finish_reason: str
     preemptions: int = 0
     recomputed_tokens: int = 0
+    first_token_s: float | None = None
+    running_s: float = 0.0
+    energy_joules: float | None = None
+    wasted_joules: float | None = None
 
 
 class ReplicaReport(msgspec.Struct, frozen=True):
@@ -149,29 +260,32 @@ class ReplicaReport(msgspec.Struct, frozen=True):
         progress: Output tokens by request id, counted from each original prompt.
         finished: Requests that ended since the last report that was received.
         load: The engine's own state.
-        total_joules: Energy metered since the replica started; None: not measured.
-        energy_source: The meter's name.
+        energy: What was metered, and for whom.
         sent_s: Wall-clock time of the report, so that its age can be told.
+        stalled: All requests that wait inside the engine, complete in every report.
     """
 
     replica_id: str
     progress: dict[str, int]
     finished: list[Finished]
     load: EngineLoad
-    total_joules: float | None
-    energy_source: str
+    energy: EnergyTotals
     sent_s: float
+    stalled: dict[str, Stalled] = {}
 
 
 class Engine(Protocol):
     """One inference engine. `VllmEngine` and `SimulatedEngine` implement it.
 
-    All methods are called on one event loop. `output_ready` is set after an engine step whose
-    output should not wait (a first token, a finish, an error); outputs of other steps are
-    collected until somebody drains.
+    All methods are called on one event loop. `output_made` is set when there is output to
+    drain; `output_ready` too when it should not wait: a first token, an end, an error. `drain`
+    clears both. `stall_changed` is set when `stalled` answers differently;
+    whoever awaits it clears it.
     """
 
+    output_made: asyncio.Event
     output_ready: asyncio.Event
+    stall_changed: asyncio.Event
 
     async def start(self) -> EngineInfo:
         """Load the model, profile memory and return what fits.
@@ -195,11 +309,17 @@ class Engine(Protocol):
     def load(self) -> EngineLoad:
         """State after the latest step."""
 
+    def stalled(self) -> dict[str, Stalled]:
+        """The requests that wait in the engine, by id; empty where its scheduler reports none."""
+
     def steps(self) -> NDArray[np.float64]:
         """The latest steps that followed one another without a gap, with what they computed.
 
         Shape `(steps, 5)`: seconds, then the fields of `StepWork` (see `StepLog`).
         """
+
+    def worked(self) -> Worked:
+        """What has been done since the last call; counted from the first call on."""
 
     def check(self) -> None:
         """Raise `EngineDeadError` when the engine can no longer make progress."""

@@ -102,6 +102,19 @@ def silicon_limits(
     )
 
 
+def silicon_model_config(model: str) -> Mapping[str, Any]:
+    """What the `config.json` of a model says.
+
+    Raises:
+        StepTimeError: The measurements are not installed or do not know the model.
+    """
+    known = _known_model(model)
+    from aiconfigurator_core.sdk.utils import get_model_config_from_model_path
+
+    config: Mapping[str, Any] = get_model_config_from_model_path(known)["raw_config"]
+    return config
+
+
 def _tables(deployment: Deployment) -> StepTables:
     gpu, model = _known_gpu(deployment.gpu), _known_model(deployment.model)
     from aiconfigurator_core.sdk import EngineHandle, perf_database

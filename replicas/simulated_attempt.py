@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from policies.forecast import Forecast
+from policies.model_lengths import ModelLengths
+from policies.request import Request
 from replicas.protocol import Delta, Generation
 from replicas.simulated_output import SimulatedOutput
 
@@ -43,6 +48,29 @@ class SimulatedAttempt:
         self.finished = False
         self.preemptions = 0
         self.recomputed_tokens = 0
+
+    def sizes(self) -> Request:
+        """The request as policies see it."""
+        terms, output = self.generation.terms, self.output
+        return Request(
+            request_id=self.generation.request_id,
+            prompt_tokens=output.prompt_tokens,
+            max_tokens=output.max_tokens,
+            arrival_s=self.accepted_s if terms is None else terms.arrival_s,
+            generated_tokens=output.generated_tokens,
+            output_tokens=output.output_tokens,
+        )
+
+    def forecast(self, prior: ModelLengths) -> Forecast:
+        """The forecast that the request came with, else the prior's."""
+        terms, output = self.generation.terms, self.output
+        if terms is not None:
+            forecast = terms.forecast
+        else:
+            (forecast,) = prior.forecasts(
+                np.array([output.prompt_tokens]), np.array([output.max_tokens])
+            )
+        return forecast.at_least(output.generated_tokens)
 
     def take(self) -> Delta:
         """What is new since the last call."""

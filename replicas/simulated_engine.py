@@ -6,10 +6,15 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.batch import UnknownLengthError
+from policies.gate import Gate, gate_of, rehearse
+from policies.ledger import Replica
+from policies.model_lengths import ModelLengths
 from replicas.batch_limits import BatchLimits
 from replicas.continuous_batch import ContinuousBatch
 from replicas.protocol import (
@@ -19,9 +24,12 @@ from replicas.protocol import (
     EngineLoad,
     EngineStartError,
     Generation,
+    Stalled,
 )
+from replicas.request_work import EngineStep, Worked
 from replicas.simulated_attempt import SimulatedAttempt
 from replicas.simulated_output import OutputLengths, SimulatedOutput, plan_output
+from replicas.stalled_requests import StalledRequests
 from replicas.step_log import StepLog
 from replicas.step_time import LinearStepTime, StepTimeModel
 from replicas.stretch import StepResult
@@ -56,6 +64,8 @@ class SimulatedEngineOptions:
         seed: Draws the lengths, with the request's id; engines that continue each other's requests
             must share it.
         vocabulary_tokens: Token ids are below this.
+        policy: Options of `policies.gate.gate_of`, who then starts and evicts requests by their
+            terms, or by a prior that learns nothing where they have none; None: vLLM's own rules.
 
     Raises:
         ValueError: A value is out of range.
@@ -73,9 +83,11 @@ class SimulatedEngineOptions:
     output_log_sigma: float = 1.0
     seed: int = 0
     vocabulary_tokens: int = 32_000
+    policy: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        _ = self.limits, self.lengths, self.step_time_model  # each validates its own values
+        # Each validates its own values.
+        _ = self.limits, self.lengths, self.step_time_model, self.new_gate()
         if self.max_model_len < 2:
             raise ValueError(
                 f"max_model_len is {self.max_model_len}, must be >= 2: a prompt and an output token"
@@ -109,6 +121,17 @@ class SimulatedEngineOptions:
             max_num_batched_tokens=self.max_num_batched_tokens,
         )
 
+    @property
+    def replica(self) -> Replica:
+        """The engine as policies see it."""
+        return Replica(
+            "engine", self.kv_blocks, self.block_size, self.max_num_seqs, self.max_model_len
+        )
+
+    def new_gate(self) -> Gate | None:
+        """A gate without requests; None without a policy."""
+        return None if self.policy is None else gate_of(self.policy, self.replica)
+
 
 class SimulatedEngine:
     """Implements `Engine` without a model: for load and placement tests and for trying things out.
@@ -124,10 +147,17 @@ class SimulatedEngine:
     """
 
     def __init__(self, options: SimulatedEngineOptions) -> None:
+        self.output_made = asyncio.Event()
         self.output_ready = asyncio.Event()
+        self.stall_changed = asyncio.Event()
         self._options = options
-        self._batch = ContinuousBatch(options.limits, options.step_time_model)
+        self._gate = options.new_gate()
+        self._prior = ModelLengths()
+        self._stalled = StalledRequests(self._gate, self.stall_changed)
+        self._batch = ContinuousBatch(options.limits, options.step_time_model, gate=self._gate)
         self._log = StepLog()
+        self._worked: list[EngineStep] | None = None
+        self._due_s = 0.0
         self._attempts: dict[str, SimulatedAttempt] = {}
         self._unread: dict[str, SimulatedAttempt] = {}
         self._refused: dict[str, Delta] = {}
@@ -142,6 +172,7 @@ class SimulatedEngine:
         if self._death is not None:
             raise EngineStartError(f"{self._death}; make a new engine")
         if self._task is None:
+            self._rehearse()
             self._task = asyncio.create_task(self._run(), name="simulated-engine")
             self._task.add_done_callback(self._ended)
         return EngineInfo(
@@ -152,6 +183,15 @@ class SimulatedEngine:
             max_model_len=self._options.max_model_len,
             kind="simulated",
         )
+
+    def _rehearse(self) -> None:
+        """Have the policy's functions compiled before somebody waits for them."""
+        if self._options.policy is None:
+            return
+        try:
+            rehearse(self._options.policy, self._options.replica)
+        except UnknownLengthError as error:
+            raise EngineStartError(f"simulated engine: {error}") from error
 
     async def submit(self, generations: Sequence[Generation]) -> None:
         """See `Engine.submit`.
@@ -172,7 +212,7 @@ class SimulatedEngine:
                     error=str(error),
                     attempt=generation.attempt,
                 )
-                self.output_ready.set()
+                self._made_output()
 
     def _add(self, generation: Generation) -> None:
         request_id = generation.request_id
@@ -189,11 +229,19 @@ class SimulatedEngine:
         if remaining <= 0:  # the last answer got lost, its tokens did not
             attempt.finished = True
             self._unread[request_id] = attempt
-            self.output_ready.set()
+            self._made_output()
             return
+        self._batch.add(
+            request_id,
+            output.prompt_tokens + output.generated_tokens,
+            remaining,
+            generation.priority,
+            request=attempt.sizes() if self._gate else None,
+            forecast=attempt.forecast(self._prior) if self._gate else None,
+            terms=generation.terms,
+        )
         self._attempts[request_id] = attempt
-        known = output.prompt_tokens + output.generated_tokens
-        self._batch.add(request_id, known, remaining, generation.priority)
+        self._stalled.added(request_id)
         self._work.set()
 
     def _check_fits(self, output: SimulatedOutput) -> None:
@@ -219,9 +267,11 @@ class SimulatedEngine:
         self._attempts.pop(request_id, None)
         self._unread.pop(request_id, None)
         self._refused.pop(request_id, None)
+        self._stalled.forget(request_id)
 
     def drain(self, *, finished_only: bool = False) -> list[Delta]:
         """See `Engine.drain`."""
+        self.output_made.clear()
         self.output_ready.clear()
         read = [a for a in self._unread.values() if a.finished or not finished_only]
         deltas = [*self._refused.values(), *(attempt.take() for attempt in read)]
@@ -238,9 +288,19 @@ class SimulatedEngine:
             kv_usage=self._batch.used_blocks / self._batch.limits.kv_blocks,
         )
 
+    def stalled(self) -> dict[str, Stalled]:
+        """See `Engine.stalled`."""
+        return dict(self._stalled.latest)
+
     def steps(self) -> NDArray[np.float64]:
         """See `Engine.steps`; the seconds are simulated ones."""
         return self._log.read()
+
+    def worked(self) -> Worked:
+        """See `Engine.worked`; in simulated time, up to the end of the step that is under way."""
+        steps, self._worked = self._worked or [], []
+        at_s = max(asyncio.get_running_loop().time(), self._due_s)
+        return Worked(at_s * self._options.time_scale, self._batch.take_work(), steps=tuple(steps))
 
     def check(self) -> None:
         """See `Engine.check`."""
@@ -252,7 +312,7 @@ class SimulatedEngine:
         self._death = reason
         if self._task is not None:
             self._task.cancel()
-        self.output_ready.set()
+        self._made_output()
 
     def freeze(self) -> None:
         """Fault: make no more progress, while every call is still answered and `check` passes."""
@@ -272,23 +332,27 @@ class SimulatedEngine:
             self._forget(request_id)
 
     async def _run(self) -> None:
-        """Step for ever. `due_s` is when the latest step ends on the loop's clock."""
+        """Step for ever. `_due_s` is when the latest step ends on the loop's clock."""
         loop = asyncio.get_running_loop()
-        start_s = due_s = loop.time()
+        start_s = self._due_s = loop.time()
         simulated_s = 0.0
         while True:
             if not (self._batch.has_work and self._thawed.is_set()):
                 await self._wait_for_work()
-                due_s = loop.time()
-            simulated_s = max(simulated_s, (due_s - start_s) * self._options.time_scale)
+                self._due_s = loop.time()
+            simulated_s = max(simulated_s, (self._due_s - start_s) * self._options.time_scale)
             result = self._batch.step(simulated_s)
             simulated_s = result.stretch.ends_s
             if result.stretch.steps:
                 self._log.append(result.stretch.duration_s, result.stretch.work)
+                if self._worked is not None:
+                    work = result.stretch.work
+                    tokens = work.prefill_tokens + work.decode_tokens
+                    self._worked.append(EngineStep(result.stretch.duration_s, tokens))
             fresh = self._account(result)
-            due_s = max(due_s, loop.time() - _MAX_LAG_S)
-            due_s += result.stretch.duration_s / self._options.time_scale
-            await asyncio.sleep(due_s - loop.time())
+            due_s = max(self._due_s, loop.time() - _MAX_LAG_S)
+            self._due_s = due_s + result.stretch.duration_s / self._options.time_scale
+            await asyncio.sleep(self._due_s - loop.time())
             await self._thawed.wait()
             self._publish(fresh, set(result.stretch.finished))
 
@@ -305,6 +369,10 @@ class SimulatedEngine:
             self._attempts[evicted.request_id].preemptions += 1
         for request_id, tokens in result.stretch.recomputed.items():
             self._attempts[request_id].recomputed_tokens += tokens
+        self._stalled.stepped(
+            (evicted.request_id for evicted in result.evicted),
+            (chunk.request_id for chunk in result.stretch.chunks),
+        )
         return [self._attempts[request_id] for request_id in result.produced]
 
     def _publish(self, fresh: list[SimulatedAttempt], finished: set[str]) -> None:
@@ -320,8 +388,12 @@ class SimulatedEngine:
             if request_id in finished:
                 urgent = attempt.finished = True
                 del self._attempts[request_id]
-            if urgent:
-                self.output_ready.set()
+            self._made_output(urgent=urgent)
+
+    def _made_output(self, *, urgent: bool = True) -> None:
+        self.output_made.set()
+        if urgent:
+            self.output_ready.set()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()

@@ -41,8 +41,8 @@ class StartQueue:
         del self._waiting[heapq.heappop(self._heap)[2].request_id]
 
     def remove(self, request_id: str) -> None:
-        """Take out a request wherever it stands."""
-        del self._waiting[request_id]
+        """Take out a request wherever it stands; one that does not wait is ignored."""
+        self._waiting.pop(request_id, None)
         if len(self._heap) > 2 * len(self._waiting) + 64:
             self._heap = [e for e in self._heap if self._waiting.get(e[2].request_id) is e[2]]
             heapq.heapify(self._heap)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ MIXED_REQUESTS = 3
 """Requests per slot of the batch in the last part, where prefill and decode share steps."""
 
 SHORTEST_PROMPT_TOKENS = 16
+
+LOOK_S = 1.0
+"""Longest wait for output before it is asked whether the engine lives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,8 @@ class SweepActor:
 def sweep(info: EngineInfo, output_tokens: int, rng: np.random.Generator) -> Iterator[Load]:
     """Equal requests for each prompt length and batch size that fit, then mixed ones.
 
-    The loads fit into the KV cache at their full length, so that hardly anything is evicted.
+    Equal ones fit into the KV cache at their full length; the pilot beside them, and in a small
+    cache the mixed ones, may evict, and what is computed again counts as prefill or not at all.
     """
     longest = min(info.max_model_len, info.kv_blocks * info.block_size) - output_tokens
     if longest < SHORTEST_PROMPT_TOKENS:
@@ -144,7 +150,11 @@ def _generations(name: str, load: Load, rng: np.random.Generator) -> list[Genera
 
 async def _ended(engine: Engine) -> int:
     """Wait for output; how many requests ended with it."""
-    await engine.output_ready.wait()
+    while not engine.output_ready.is_set():
+        engine.check()  # one that has died announces nothing more
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await engine.output_ready.wait()
     engine.check()
     reasons = [(delta.finish_reason, delta.error) for delta in engine.drain()]
     for reason, error in reasons:

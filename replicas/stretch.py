@@ -30,6 +30,22 @@ class Evicted:
     computed: int
 
 
+class Chunk(NamedTuple):
+    """Tokens of a request that a step prefilled.
+
+    Attributes:
+        request_id: Which request.
+        start: Its tokens before them.
+        tokens: How many.
+        recomputed: The first so many of them had been computed before.
+    """
+
+    request_id: str
+    start: int
+    tokens: int
+    recomputed: int
+
+
 class Stretch(NamedTuple):
     """Successive steps between two changes of the batch. Their outputs exist at `ends_s`.
 
@@ -42,6 +58,7 @@ class Stretch(NamedTuple):
         finished: Requests whose output is complete; their blocks are free.
         recomputed: Tokens per request whose KV was computed again.
         peak_blocks: Blocks held at the end of the last step, by those that finish too.
+        chunks: What was prefilled, in the only step that prefills.
     """
 
     started_s: float
@@ -52,6 +69,7 @@ class Stretch(NamedTuple):
     finished: tuple[str, ...] = ()
     recomputed: Mapping[str, int] = _NOTHING
     peak_blocks: int = 0
+    chunks: tuple[Chunk, ...] = ()
 
     @property
     def ends_s(self) -> float:

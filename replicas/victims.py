@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listing
 from dataclasses import replace
 from operator import attrgetter
@@ -34,9 +34,18 @@ def victims(
     """
     by_id = sorted(running, key=attrgetter("request_id"))
     started = np.array([float(s.started) for s in by_id])
-    sizes = [blocks_of((s.offset + clock if s.joined else s.computed) + 1) for s in by_id]
+    sizes = np.array(list(blocks_freed(by_id, clock, blocks_of).values()))
     keys = eviction.keys(columns(by_id, clock), started)
-    return [by_id[i] for i in choose_victims(keys, np.array(sizes), excess).tolist()]
+    return [by_id[i] for i in choose_victims(keys, sizes, excess).tolist()]
+
+
+def blocks_freed(
+    running: Iterable[Sequence], clock: int, blocks_of: Callable[[int], int]
+) -> dict[str, int]:
+    """Blocks that are free after the next step if one of these requests is evicted, by id."""
+    return {
+        s.request_id: blocks_of((s.offset + clock if s.joined else s.computed) + 1) for s in running
+    }
 
 
 def columns(sequences: Listing[Sequence], clock: int) -> RequestBatch:
@@ -45,10 +54,14 @@ def columns(sequences: Listing[Sequence], clock: int) -> RequestBatch:
     for sequence in sequences:
         assert sequence.request is not None
         assert sequence.forecast is not None, "an eviction needs requests with their forecasts"
-        tokens = sequence.offset + clock + 1 if sequence.joined else sequence.tokens
-        generated.append(tokens - sequence.request.prompt_tokens)
+        generated.append(tokens_at(sequence, clock) - sequence.request.prompt_tokens)
         requests.append(sequence.request)
         forecasts.append(sequence.forecast)
     return replace(
         RequestBatch.of(requests, forecasts), generated_tokens=np.array(generated, np.int64)
     )
+
+
+def tokens_at(sequence: Sequence, clock: int) -> int:
+    """Prompt and output tokens that exist of a request at this moment."""
+    return sequence.offset + clock + 1 if sequence.joined else sequence.tokens

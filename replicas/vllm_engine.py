@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from replicas.continued_text import echo
 from replicas.protocol import (
     Delta,
     EngineDeadError,
@@ -20,10 +21,15 @@ from replicas.protocol import (
     EngineLoad,
     EngineStartError,
     Generation,
+    Stalled,
     unpack_tokens,
 )
+from replicas.request_work import Worked
+from replicas.stall_reports import StallListener
 from replicas.step_log import StepLog
+from replicas.vllm_sampling import delta_params
 from replicas.vllm_steps import VllmSteps
+from replicas.vllm_work import VllmWork
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -51,10 +57,18 @@ class VllmEngineOptions(msgspec.Struct, frozen=True):
 class _Running:
     """A request inside vLLM and what has been reported of it."""
 
-    __slots__ = ("collector", "output_tokens", "preemptions", "prompt_tokens", "recomputed_tokens")
+    __slots__ = (
+        "collector",
+        "echo",
+        "output_tokens",
+        "preemptions",
+        "prompt_tokens",
+        "recomputed_tokens",
+    )
 
     def __init__(self, collector: RequestOutputCollector, prompt_tokens: int) -> None:
         self.collector = collector
+        self.echo = ""  # what the first text repeats
         self.prompt_tokens = prompt_tokens
         self.output_tokens = 0
         self.preemptions = 0
@@ -69,14 +83,18 @@ class VllmEngine:
     """
 
     def __init__(self, options: VllmEngineOptions) -> None:
+        self.output_made = asyncio.Event()
         self.output_ready = asyncio.Event()
+        self.stall_changed = asyncio.Event()
         self._options = options
         self._engine: AsyncLLM | None = None
+        self._stalls: StallListener | None = None
         self._running: dict[str, _Running] = {}
         self._failed: list[Delta] = []
         self._load = EngineLoad()
         self._log = StepLog()
         self._steps = VllmSteps(self._log, self._unfinished)
+        self._work: VllmWork | None = None
 
     async def start(self) -> EngineInfo:
         """See `Engine.start`."""
@@ -85,9 +103,12 @@ class VllmEngine:
             cores = ",".join(str(core) for core in self._options.cpu_cores)
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = cores
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        self._stalls = StallListener(self.stall_changed)  # its path goes to the child process
         try:
             self._engine = await asyncio.to_thread(self._build)
-        except (ValueError, OSError, RuntimeError, ImportError) as error:
+        except Exception as error:
+            # vLLM and what it loads have no common error type.
+            self._stop_listening()
             raise EngineStartError(
                 f"vLLM could not start for model {self._options.model!r}: {first_line(error)}"
             ) from error
@@ -137,15 +158,24 @@ class VllmEngine:
 
     def _stepped(self, scheduler_stats: Any, iteration_stats: Any) -> None:
         self._steps.observe(scheduler_stats, iteration_stats, time.perf_counter())
+        if self._work is not None:
+            self._work.observe(scheduler_stats, time.monotonic())
         if scheduler_stats is not None:
             self._load = EngineLoad(
                 running=scheduler_stats.num_running_reqs,
                 waiting=scheduler_stats.num_waiting_reqs + scheduler_stats.num_skipped_waiting_reqs,
                 kv_usage=scheduler_stats.kv_cache_usage,
             )
-        if iteration_stats is not None and (
-            iteration_stats.time_to_first_tokens_iter or iteration_stats.finished_requests
-        ):
+        if iteration_stats is not None:
+            self._made_output(
+                urgent=bool(
+                    iteration_stats.time_to_first_tokens_iter or iteration_stats.finished_requests
+                )
+            )
+
+    def _made_output(self, *, urgent: bool) -> None:
+        self.output_made.set()
+        if urgent:
             self.output_ready.set()
 
     async def submit(self, generations: Sequence[Generation]) -> None:
@@ -162,32 +192,44 @@ class VllmEngine:
                 self._failed.append(
                     Delta(generation.request_id, finish_reason="error", error=first_line(error))
                 )
-                self.output_ready.set()
+                self._made_output(urgent=True)
 
     async def _add(self, generation: Generation) -> None:
         from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        sampling = dict(generation.sampling)
-        if generation.generated_tokens:
-            sampling["max_tokens"] -= generation.generated_tokens
-            if sampling.get("min_tokens"):
-                sampling["min_tokens"] = max(
-                    0, sampling["min_tokens"] - generation.generated_tokens
-                )
-        params = SamplingParams(**sampling, output_kind=RequestOutputKind.DELTA)
+        params = delta_params(generation)
         token_ids = unpack_tokens(generation.prompt)
         collector = await self._live.add_request(
             generation.request_id,
             tokens_input(token_ids),
             params,
             priority=generation.priority,
+            trace_headers={"traceparent": generation.trace} if generation.trace else None,
         )
-        self._running[generation.request_id] = _Running(collector, len(token_ids))
+        running = _Running(collector, len(token_ids))
+        # Only tokenizers of this kind are detokenized in a way that can repeat anything.
+        tokenizer = getattr(self._live.get_tokenizer(), "backend_tokenizer", None)
+        if generation.generated_tokens and tokenizer is not None:
+            running.echo = echo(
+                tokenizer,
+                token_ids,
+                generation.generated_tokens,
+                skip_special_tokens=params.skip_special_tokens,
+            )
+        self._running[generation.request_id] = running
+        state = self._state(generation.request_id)
+        if state is not None:
+            self._steps.begin(generation.request_id, state)
+            if self._work is not None:
+                self._work.begin(generation.request_id, state)
 
     async def abort(self, request_ids: Sequence[str]) -> None:
         """See `Engine.abort`."""
-        known = [i for i in request_ids if self._running.pop(i, None) is not None]
+        known = [i for i in request_ids if i in self._running]
+        for request_id in known:
+            self._forget(request_id)
+        if self._stalls is not None:
+            self._stalls.forget(known)
         if known:
             await self._live.abort(known)
 
@@ -195,6 +237,7 @@ class VllmEngine:
         """See `Engine.drain`."""
         from vllm.outputs import RequestOutput
 
+        self.output_made.clear()
         self.output_ready.clear()
         deltas, self._failed = self._failed, []
         for request_id, running in list(self._running.items()):
@@ -207,7 +250,7 @@ class VllmEngine:
                 output = running.collector.get_nowait()
             except Exception as error:
                 self.check()
-                del self._running[request_id]
+                self._forget(request_id)
                 deltas.append(Delta(request_id, finish_reason="error", error=first_line(error)))
                 continue
             assert isinstance(output, RequestOutput), "only generations are submitted"
@@ -223,25 +266,56 @@ class VllmEngine:
             running.recomputed_tokens += running.prompt_tokens + running.output_tokens
             running.preemptions = preemptions
         running.output_tokens += len(completion.token_ids)
+        text = completion.text
+        if text and running.echo:
+            text, running.echo = text.removeprefix(running.echo), ""
         if completion.finish_reason is not None:
-            del self._running[request_id]
+            self._forget(request_id)
         return Delta(
             request_id=request_id,
             token_ids=list(completion.token_ids),
-            text=completion.text,
+            text=text,
             finish_reason=completion.finish_reason,
             first_token_s=metrics.first_token_latency or None,
             preemptions=running.preemptions,
             recomputed_tokens=running.recomputed_tokens,
+            stop_reason=completion.stop_reason,
+            logprobs=_listed(completion.logprobs),
+            prompt_logprobs=_listed(output.prompt_logprobs),
+            cached_tokens=output.num_cached_tokens or 0,
         )
 
     def load(self) -> EngineLoad:
         """See `Engine.load`."""
         return self._load
 
+    def stalled(self) -> dict[str, Stalled]:
+        """See `Engine.stalled`."""
+        if self._stalls is None:
+            return {}
+        return {i: s for i, s in self._stalls.latest.items() if i in self._running}
+
     def steps(self) -> NDArray[np.float64]:
         """See `Engine.steps`."""
         return self._log.read()
+
+    def worked(self) -> Worked:
+        """See `Engine.worked`."""
+        if self._work is None:
+            self._work = VllmWork()
+        return self._work.take(time.monotonic())
+
+    def _forget(self, request_id: str) -> None:
+        del self._running[request_id]
+        self._steps.end(request_id)
+        if self._work is not None:
+            self._work.end(request_id)
+
+    def _state(self, request_id: str) -> RequestState | None:
+        """What vLLM's output processor keeps of a request; None once it has finished."""
+        processor = self._live.output_processor
+        own_ids = processor.external_req_ids.get(request_id)
+        return processor.request_states.get(own_ids[-1]) if own_ids else None
 
     def _unfinished(self) -> Iterable[RequestState]:
         return () if self._engine is None else self._engine.output_processor.request_states.values()
@@ -263,6 +337,16 @@ class VllmEngine:
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
             self._engine = None
+        self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        if self._stalls is not None:
+            self._stalls.close()
+            self._stalls = None
+
+
+def _listed(rows: Iterable[Any] | None) -> list[Any] | None:
+    return None if rows is None else list(rows)
 
 
 def check_memory(config: VllmConfig) -> None:

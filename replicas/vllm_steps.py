@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from replicas.step_log import StepLog
 from replicas.step_time import StepWork
+from replicas.vllm_contexts import VllmContexts
 
 if TYPE_CHECKING:
     from vllm.v1.engine.output_processor import RequestState
@@ -33,15 +34,20 @@ class VllmSteps:
             requests: The requests that have not finished, as vLLM's output processor keeps them.
         """
         self._log = log
-        self._requests = requests
+        self._contexts = VllmContexts(requests)
         self._index = -1
         self._busy = False
         self._produced = False
         self._ended_s = 0.0
         self._begun_tokens = 0  # of the prompt whose prefill goes on in the next step
-        self._changed = False
-        self._decoding = 0
-        self._context_tokens = 0
+
+    def begin(self, request_id: str, state: RequestState) -> None:
+        """A request was given to the engine."""
+        self._contexts.begin(request_id, state)
+
+    def end(self, request_id: str) -> None:
+        """A request has finished, or is to be aborted."""
+        self._contexts.end(request_id)
 
     def observe(
         self,
@@ -52,6 +58,8 @@ class VllmSteps:
         """Take the statistics of a step, given out at `now_s` of a steady clock."""
         details = scheduler.iteration_details if scheduler is not None else None
         if scheduler is None or details is None or details.is_dummy:
+            if iteration is not None:
+                self._contexts.missed()
             return
         work = self._work(details, iteration)
         if work is not None and self._busy and details.iteration_index == self._index + 1:
@@ -68,44 +76,12 @@ class VllmSteps:
         self, details: SchedulerIterationDetails, iteration: IterationStats | None
     ) -> StepWork | None:
         """What the step computed; None when that cannot be told."""
-        decoding = details.num_generation_requests
-        changes = iteration is not None and bool(
-            iteration.time_to_first_tokens_iter or iteration.finished_requests
-        )
-        prefilled: list[tuple[int, int]] = []
-        if changes or self._changed or decoding != self._decoding:
-            prefilled, self._decoding, self._context_tokens = self._recount(iteration)
-        else:
-            self._context_tokens += decoding
-        self._changed = changes  # other requests decode in the next step, if only as many
-        pairs = self._prefill_pairs(details.num_ctx_tokens, prefilled)
-        agrees = self._decoding == decoding == details.num_generation_tokens
-        work = StepWork(details.num_ctx_tokens, pairs, self._decoding, self._context_tokens)
+        requests, tokens = details.num_generation_requests, details.num_generation_tokens
+        contexts = self._contexts.observe(iteration, one_each=requests == tokens)
+        pairs = self._prefill_pairs(details.num_ctx_tokens, contexts.prefilled)
+        agrees = contexts.decoding == requests == tokens
+        work = StepWork(details.num_ctx_tokens, pairs, contexts.decoding, contexts.tokens)
         return work if agrees and pairs >= 0 else None
-
-    def _recount(self, iteration: IterationStats | None) -> tuple[list[tuple[int, int]], int, int]:
-        """Look at every request.
-
-        Returns:
-            Length and cached tokens of each prompt whose prefill this step ended, the requests that
-            decoded in it, and the tokens that these attended to.
-        """
-        if iteration is None:
-            return [], 0, 0
-        states = [s for s in self._requests() if s.stats is not None and not s.is_prefilling]
-        latest = max((s.stats.last_token_ts for s in states if s.stats is not None), default=0.0)
-        counts = [
-            (s.prompt_len, s.stats.num_generation_tokens, s.num_cached_tokens)
-            for s in states
-            if s.stats is not None and s.stats.last_token_ts == latest
-        ]
-        counts += [
-            (f.num_prompt_tokens, f.num_generation_tokens, f.num_cached_tokens)
-            for f in iteration.finished_requests
-        ]
-        prefilled = [(prompt, cached) for prompt, output, cached in counts if output == 1]
-        contexts = [prompt + output - 1 for prompt, output, _ in counts if output > 1]
-        return prefilled, len(contexts), sum(contexts)
 
     def _prefill_pairs(self, tokens: int, prefilled: list[tuple[int, int]]) -> int:
         """Query-key pairs of `tokens` prompt tokens; negative when the accounts do not match.

@@ -44,17 +44,18 @@ class _Counter:
 
 
 class _ZeusMeter(EnergyMeter):
-    """The sum of some counters."""
+    """The sum of some counters, or a share of it."""
 
-    def __init__(self, source: str, counters: Sequence[_Counter]) -> None:
+    def __init__(self, source: str, counters: Sequence[_Counter], share: float = 1.0) -> None:
         self.source = source
         self._counters = counters
+        self._share = share
         self._failures = _read_failures()
 
     def total_joules(self) -> float | None:
         """See `EnergyMeter.total_joules`."""
         try:
-            return sum(counter.joules() for counter in self._counters)
+            return self._share * sum(counter.joules() for counter in self._counters)
         except self._failures:
             return None
 
@@ -96,28 +97,33 @@ class ZeusGpuMeter(_ZeusMeter):
 class ZeusCpuMeter(_ZeusMeter):
     """RAPL counters of all CPU packages and their DRAM.
 
-    They count the whole machine: several replicas on one machine each see all of it. RAPL counters
+    They count the whole machine, whoever uses it. A replica on some of its cores takes the share of
+    the cores: replicas pinned to different cores then never count a joule twice. RAPL counters
     wrap, in minutes under full load, so the meter must be read about once a minute at least. The
     files are read here rather than by Zeus, which starts a process per counter to watch for wraps;
     those would outlive a killed replica.
 
     Args:
         cpus: `zeus.device.cpu.CPU` objects; None: all of this machine.
+        share: Part of their energy that is counted, above 0 to 1.
 
     Raises:
+        ValueError: The share is out of range.
         ModuleNotFoundError: Zeus is not installed.
         EnergyMeterError: There is no package to meter.
         Exception: Whatever Zeus raises where RAPL is missing or not readable.
     """
 
-    def __init__(self, cpus: Sequence[Any] | None = None) -> None:
+    def __init__(self, cpus: Sequence[Any] | None = None, share: float = 1.0) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share}, must be above 0 and at most 1")
         if cpus is None:
             with _quiet():
                 cpus = importlib.import_module("zeus.device.cpu").get_cpus().cpus
         counters = [counter for cpu in cpus for counter in _cpu_counters(cpu)]
         if not counters:
             raise EnergyMeterError("RAPL lists no CPU package")
-        super().__init__("zeus:rapl", counters)
+        super().__init__("zeus:rapl" if share == 1 else "zeus:rapl-share", counters, share)
 
 
 def _cpu_counters(cpu: Any) -> list[_Counter]:

@@ -1,10 +1,12 @@
 import asyncio
+import functools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from replicas import calibration
 from replicas.calibration import error_of, fit, load_step_time, save_step_time
 from replicas.protocol import Generation, pack_tokens
 from replicas.simulated_engine import SimulatedEngine, SimulatedEngineOptions
@@ -138,6 +140,20 @@ def without(column: int) -> np.ndarray:
 def test_too_little_is_refused(steps, message):
     with pytest.raises(StepTimeError, match=message):
         fit(steps)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
+def test_steps_of_no_measurable_length_are_refused():
+    steps = measured_steps(count=200)
+    steps[:, 0] *= 1e-310
+    with pytest.raises(StepTimeError, match=r"no step time fits 160 .*infs"):
+        fit(steps)
+
+
+def test_a_solution_that_is_not_found_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(calibration, "nnls", functools.partial(calibration.nnls, maxiter=1))
+    with pytest.raises(StepTimeError, match=r"no step time fits 160 .*iterations"):
+        fit(measured_steps(count=200))
 
 
 def test_the_simulated_engine_gives_its_own_step_time_back():

@@ -1,15 +1,19 @@
 import logging
+import os
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from replicas.detect_meter import detect_meter
+from replicas.detect_meter import MeterChoice, detect_meter, meter_of
 from replicas.energy import EnergyMeterError, NullMeter, ReplayMeter
+from replicas.power_model import modelled_device
 
 RAPL = (Path("/sys/class/powercap/intel-rapl"), Path("/zeus_sys/class/powercap/intel-rapl"))
 
@@ -199,6 +203,59 @@ def test_rapl_packages_and_their_dram_are_added_and_wraps_are_counted(tmp_path: 
     package.write_text("20000000\n")
     second.write_text("6000000\n")
     assert meter.total_joules() == pytest.approx(57.0 + 50.0 + 20.0 + 1.0)
+
+
+def test_replicas_on_cores_of_one_machine_share_its_energy(tmp_path: Path) -> None:
+    energy = write_zone(tmp_path / "intel-rapl:0", "package-0", 0, 1_000_000_000)
+    pytest.importorskip("zeus")
+    from replicas.zeus_energy import ZeusCpuMeter
+
+    meters = [ZeusCpuMeter([rapl_cpu(tmp_path, 0)], share) for share in (0.25, 0.5, 0.25)]
+    energy.write_text("80000000\n")
+    assert [meter.total_joules() for meter in meters] == [20.0, 40.0, 20.0]
+    assert {meter.source for meter in meters} == {"zeus:rapl-share"}
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"share is {share}"):
+            ZeusCpuMeter([rapl_cpu(tmp_path, 0)], share)
+
+
+def test_a_replica_on_some_cores_is_given_their_share(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_zone(tmp_path / "intel-rapl:0", "package-0", 0, 1_000_000_000)
+    cpu = pytest.importorskip("zeus.device.cpu")
+    monkeypatch.setattr(cpu, "get_cpus", lambda: SimpleNamespace(cpus=[rapl_cpu(tmp_path, 0)]))
+    machine = os.cpu_count() or 1
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("0\n")
+    meter = meter_of(MeterChoice(), simulated=False, gpus=[], cores=max(1, machine // 2))
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("80000000\n")
+    assert meter.total_joules() == pytest.approx(80.0 * max(1, machine // 2) / machine)
+
+
+DEVICE = modelled_device("a100_sxm", flops_per_token=1e9)
+
+
+@pytest.mark.parametrize(
+    ("choice", "simulated", "gpus", "source", "reason"),
+    [
+        (MeterChoice("none", DEVICE), True, [], "none", "energy.meter is none"),
+        (MeterChoice("auto", DEVICE), True, [], "model:a100_sxm", ""),
+        (MeterChoice("model", DEVICE), False, ["0"], "model:a100_sxm", ""),
+        (MeterChoice("auto"), True, [], "none", "declare a power model"),
+        (MeterChoice("model", reason="lacks idle_w"), False, [], "none", "lacks idle_w"),
+        (MeterChoice("auto"), False, ["97"], "none", r"the GPUs \[97\]"),
+        (MeterChoice("auto"), False, ["GPU-8f2"], "none", "GPUs GPU-8f2 are not named"),
+        (MeterChoice("auto", DEVICE), False, ["97"], "model:a100_sxm", ""),
+    ],
+)
+def test_a_power_model_stands_in_only_where_it_may(
+    choice: MeterChoice, simulated: bool, gpus: list[str], source: str, reason: str
+) -> None:
+    pytest.importorskip("zeus")
+    meter = meter_of(choice, simulated=simulated, gpus=gpus, cores=1)
+    assert meter.source == source
+    assert re.search(reason, meter.reason)
+    assert bool(meter.reason) == (source == "none")
 
 
 def test_the_platform_domain_is_not_counted_beside_its_packages(tmp_path: Path) -> None:

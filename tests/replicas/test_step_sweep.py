@@ -7,7 +7,7 @@ import pytest
 
 from replicas.calibration import fit
 from replicas.engines import EngineSpec
-from replicas.protocol import EngineInfo
+from replicas.protocol import EngineDeadError, EngineInfo
 from replicas.simulated_engine import SimulatedEngine, SimulatedEngineOptions
 from replicas.step_sweep import Load, SweepActor, run_load, sweep
 from replicas.step_time import LinearStepTime, StepTimeError
@@ -82,4 +82,20 @@ def test_a_request_that_the_engine_refuses_ends_the_sweep():
             await engine.stop()
 
     with pytest.raises(StepTimeError, match="max_model_len"):
+        run_virtually(main)
+
+
+def test_an_engine_that_dies_without_a_word_ends_the_sweep():
+    class Silent(SimulatedEngine):
+        def _made_output(self, *, urgent: bool = True) -> None:
+            """Like an engine in another process that is killed."""
+
+    async def main(loop: VirtualLoop) -> None:
+        engine = Silent(SimulatedEngineOptions())
+        await engine.start()
+        loop.call_later(5.0, engine.die, "lightning")
+        async with asyncio.timeout(3600):
+            await run_load(engine, Load((16,), (4,)), np.random.default_rng(0))
+
+    with pytest.raises(EngineDeadError, match="lightning"):
         run_virtually(main)

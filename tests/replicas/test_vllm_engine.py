@@ -6,12 +6,26 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from replicas.embedded_model import embedded_model_path
-from replicas.protocol import Delta, EngineInfo, EngineStartError, Generation, pack_tokens
+from replicas.metering import Metering
+from replicas.modelled_meter import ModelledMeter
+from replicas.power_model import modelled_device
+from replicas.protocol import (
+    Delta,
+    EngineInfo,
+    EngineStartError,
+    EngineTerms,
+    Generation,
+    pack_tokens,
+)
+from replicas.request_terms import RequestTerms, read_terms
+from replicas.request_work import RequestWork, Worked
 from replicas.vllm_engine import VllmEngine, VllmEngineOptions
+from replicas.vllm_sampling import sampling_arguments
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 
@@ -164,3 +178,79 @@ async def test_too_little_memory_is_one_line_before_the_model_loads() -> None:
     )
     with pytest.raises(EngineStartError, match=r"GiB of memory are free"):
         await VllmEngine(huge).start()
+
+
+TERMS = EngineTerms(4.0, 0.5, 20, 90, key=-1.5, arrival_s=12.0, precedence=1, evictions=2)
+
+
+async def test_terms_travel_to_vllm_s_scheduler_beside_a_request_s_own_arguments() -> None:
+    plain = generation("r", PROMPT, 60, earlier=25, extra_args={"simulated_output_tokens": 9})
+    sent = sampling_arguments(msgspec.structs.replace(plain, terms=TERMS))
+    assert sent["extra_args"]["simulated_output_tokens"] == 9
+    assert read_terms(sent["extra_args"]) == RequestTerms(
+        mu=4.0,
+        sigma=0.5,
+        lower=20,
+        upper=90,
+        key=-1.5,
+        arrival_s=12.0,
+        precedence=1,
+        evictions=2,
+        generated_tokens=25,
+        id="r",
+    )
+    assert plain.sampling["extra_args"] == {"simulated_output_tokens": 9}, "the request's own stay"
+    assert sampling_arguments(plain)["extra_args"] == plain.sampling["extra_args"]
+    assert "extra_args" not in sampling_arguments(generation("r", PROMPT, 60))
+
+
+async def test_what_is_left_of_a_continued_request_is_asked_for() -> None:
+    sent = sampling_arguments(generation("r", PROMPT, 60, earlier=25, min_tokens=30))
+    assert (sent["max_tokens"], sent["min_tokens"]) == (35, 5)
+
+
+async def test_work_is_told_by_request_and_the_energy_of_it_adds_up(
+    started: tuple[VllmEngine, EngineInfo],
+) -> None:
+    engine, _ = started
+    device = modelled_device(
+        {"idle_w": 5.0, "max_w": 60.0, "peak_flops_per_s": 1e4, "flops_per_token": 1.0}
+    )
+    metering = Metering(ModelledMeter(device), engine)
+    worked = []
+    take = engine.worked
+
+    def take_and_keep() -> Worked:
+        worked.append(take())
+        return worked[-1]
+
+    engine.worked = take_and_keep  # type: ignore[method-assign]
+    generations = [
+        generation(f"w{i}", [4000 + 60 * i + k for k in range(20 + 5 * i)], 20 + i)
+        for i in range(5)
+    ]
+    for one in generations:
+        metering.begin(one)
+    reading = asyncio.create_task(metering.forever())
+    done = await run(engine, generations)
+    told = [metering.end(one.request_id) for one in generations]
+    await asyncio.sleep(0.3)
+    reading.cancel()
+    engine.worked = take  # type: ignore[method-assign]
+    assert all(delta.finish_reason == "length" for delta in done.values())
+    of = {one.request_id: RequestWork() for one in generations}
+    for one in worked:
+        assert one.unowned.prefill_tokens == 0, "prompts are prefilled whole here"
+        for request_id, work in one.requests.items():
+            of[request_id] = of[request_id].plus(work)
+    for i, work in enumerate(of.values()):
+        prompt, output = 20 + 5 * i, 20 + i
+        contexts = range(prompt + 1, prompt + output)
+        assert (work.prefill_tokens, work.decode_tokens) == (prompt, output - 1)
+        assert work.context_tokens == sum(contexts)
+    totals = metering.totals
+    booked = totals.request_joules + totals.idle_joules + totals.unattributed_joules
+    assert booked == pytest.approx(totals.metered_joules, rel=1e-9)
+    assert totals.unattributed_joules < 0.01 * totals.metered_joules
+    rows = sum(energy.joules for energy in told if energy is not None)
+    assert rows + totals.idle_joules == pytest.approx(totals.metered_joules, rel=0.01)

@@ -2,118 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from replicas.step_log import StepLog
 from replicas.step_time import StepWork
-from replicas.vllm_steps import VllmSteps
 
 pytest.importorskip("vllm", reason="needs vLLM")
-from vllm.v1.metrics.stats import (
-    FinishedRequestStats,
-    IterationStats,
-    RequestStateStats,
-    SchedulerIterationDetails,
-    SchedulerStats,
-)
+from vllm.v1.metrics.stats import SchedulerIterationDetails, SchedulerStats
 
-
-@dataclass
-class Sequence:
-    """What the steps read of vLLM's `RequestState`, and what the engine below needs."""
-
-    prompt_len: int
-    final_tokens: int
-    num_cached_tokens: int = 0
-    is_prefilling: bool = True
-    stats: RequestStateStats = field(default_factory=RequestStateStats)
-    computed: int = 0
-    evicted: bool = False
-
-
-class Engine:
-    """Continuous batching with chunked prefill; each step takes `seconds` and reports like vLLM."""
-
-    def __init__(self, budget: int = 1 << 30) -> None:
-        self.log = StepLog()
-        self.sequences: list[Sequence] = []
-        self.steps = VllmSteps(self.log, lambda: self.sequences)
-        self.truth: list[StepWork] = []
-        self.now_s = 100.0
-        self.index = 0
-        self.budget = budget
-
-    def add(self, prompt: int, outputs: int, cached: int = 0) -> Sequence:
-        sequence = Sequence(prompt, prompt + outputs, cached, computed=cached)
-        self.sequences.append(sequence)
-        return sequence
-
-    def step(self, seconds: float = 0.01, *, delay_s: float = 0.0, extra: int = 0) -> StepWork:
-        """Run a step.
-
-        Args:
-            seconds: It takes so long.
-            delay_s: Until its statistics arrive.
-            extra: Tokens that the engine reports beyond those that it returns.
-        """
-        self.now_s += seconds
-        iteration = IterationStats()
-        details = SchedulerIterationDetails(self.index, 0, 0, 0, extra, 0.0)
-        budget, pairs, context = self.budget, 0, 0
-        for sequence in list(self.sequences):
-            tokens = sequence.prompt_len + sequence.stats.num_generation_tokens
-            todo = min(tokens - sequence.computed, budget)
-            budget -= todo
-            if not todo or sequence.evicted:
-                continue
-            if sequence.is_prefilling:
-                details.num_ctx_requests += 1
-                details.num_ctx_tokens += todo
-                pairs += sum(range(sequence.computed + 1, sequence.computed + todo + 1))
-            else:
-                details.num_generation_requests += 1
-                details.num_generation_tokens += 1
-                context += tokens
-            sequence.computed += todo
-            if sequence.computed == tokens:
-                self._produce(sequence, iteration)
-        self.index += 1
-        work = StepWork(details.num_ctx_tokens, pairs, details.num_generation_requests, context)
-        stats = SchedulerStats(num_running_reqs=len(self.sequences), iteration_details=details)
-        produced = iteration.num_generation_tokens
-        self.steps.observe(stats, iteration if produced else None, self.now_s + delay_s)
-        self.truth.append(work)
-        return work
-
-    def _produce(self, sequence: Sequence, iteration: IterationStats) -> None:
-        stats = sequence.stats
-        if sequence.is_prefilling:
-            iteration.time_to_first_tokens_iter.append(0.1)
-            stats.first_token_ts = self.now_s
-        else:
-            iteration.inter_token_latencies_iter.append(self.now_s - stats.last_token_ts)
-        sequence.is_prefilling = False
-        stats.last_token_ts = self.now_s
-        stats.num_generation_tokens += 1
-        iteration.num_generation_tokens += 1
-        if sequence.prompt_len + stats.num_generation_tokens == sequence.final_tokens:
-            self.sequences.remove(sequence)
-            iteration.finished_requests.append(
-                FinishedRequestStats(
-                    finish_reason=None,
-                    num_prompt_tokens=sequence.prompt_len,
-                    num_generation_tokens=stats.num_generation_tokens,
-                    num_cached_tokens=sequence.num_cached_tokens,
-                )
-            )
-
-    def logged(self) -> list[StepWork]:
-        return [StepWork(*(int(n) for n in row[1:])) for row in self.log.read().tolist()]
-
-    def seconds(self) -> list[float]:
-        return self.log.read()[:, 0].tolist()
+from tests.replicas.stepping_engine import Engine
 
 
 def test_every_step_after_the_first_is_logged_with_its_work():
@@ -169,7 +66,7 @@ def test_an_aborted_request_is_no_longer_counted():
     gone = engine.add(1000, 30)
     for _ in range(5):
         engine.step()
-    engine.sequences.remove(gone)
+    engine.abort(gone)
     engine.step()
     engine.step()
     assert engine.logged() == engine.truth[1:]
@@ -181,7 +78,7 @@ def test_an_evicted_request_is_not_counted_while_it_waits():
     victim = engine.add(1000, 30)
     for _ in range(3):
         engine.step()
-    victim.evicted = True
+    engine.evict(victim)
     engine.step()
     engine.step()
     assert engine.logged() == engine.truth[1:]
