@@ -12,18 +12,22 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
-import ray
 
+from cluster.asking import asked
 from cluster.call import Completion, GenerationRequest
 from cluster.client import ClusterClient
-from cluster.config import ClusterConfig, parse_config
+from cluster.config import ClusterConfig, ConfigError, parse_config
 from cluster.lifecycle import running_cluster
 from cluster.messages import ClusterStatus
 from cluster.prompts import Message, PromptEncoder
 from policies.request import RequestClass
+from predictor.excerpt import chat_text, excerpt
 
 WINDOW = 1024
-"""Prompts in flight at once."""
+"""Prompts in flight at once, answers that nobody has taken yet included."""
+
+LOOK_S = 0.5
+"""How often it is looked whether answers were taken, or nobody wants any more."""
 
 
 class Cluster:
@@ -39,20 +43,24 @@ class Cluster:
             a running cluster is joined as it is.
 
     Raises:
-        ConfigError: A field is unknown or out of range.
+        ConfigError: A field is unknown or out of range, or fields are given besides `config`.
         RayUnreachableError: No Ray cluster answers at the configured address.
         StartError: No replica could be started.
     """
 
     def __init__(self, config: ClusterConfig | None = None, **fields: Any) -> None:
+        if config is not None and fields:
+            raise ConfigError(f"{', '.join(fields)} given besides a configuration: put them in it")
         self._config = config or parse_config(fields)
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Cluster:
-        self._controller, joined = self._exit.enter_context(running_cluster(self._config))
-        if joined:
-            self._config = ClusterConfig(**ray.get(self._controller.config.remote()))
-        self._encoder = PromptEncoder(self._config.model)
+        with contextlib.ExitStack() as entered:
+            self._controller, joined = entered.enter_context(running_cluster(self._config))
+            if joined:
+                self._config = ClusterConfig(**asked(self._controller.config))
+            self._encoder = PromptEncoder(self._config.model)
+            self._exit = entered.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -60,7 +68,7 @@ class Cluster:
 
     def status(self) -> ClusterStatus:
         """What the controller knows now."""
-        status: ClusterStatus = ray.get(self._controller.status.remote())
+        status: ClusterStatus = asked(self._controller.status)
         return status
 
     def generate(
@@ -89,6 +97,8 @@ class Cluster:
                 max_tokens=max_tokens,
                 sampling=sampling,
                 request_class=request_class,
+                text=excerpt(prompt if isinstance(prompt, str) else chat_text(prompt)),
+                patient=True,
             )
             for ordinal, prompt in enumerate(prompts)
         )
@@ -97,7 +107,7 @@ class Cluster:
             yield msgspec.structs.replace(completion, request_id=ordinal)
 
     def _stream(self, requests: Iterator[GenerationRequest]) -> Iterator[Completion]:
-        """Run the requests on an event loop in a thread, `WINDOW` at a time."""
+        """Run the requests on an event loop in a thread, `WINDOW` ahead of whoever takes them."""
         done: queue.SimpleQueue[Completion | BaseException | None] = queue.SimpleQueue()
         stopped = threading.Event()
 
@@ -105,13 +115,16 @@ class Cluster:
             async with ClusterClient(self._controller) as client:
                 pending: set[asyncio.Task[Completion]] = set()
                 while not stopped.is_set():
-                    free = WINDOW - len(pending)
+                    free = max(WINDOW - len(pending) - done.qsize(), 0)
                     for request in itertools.islice(requests, free):
                         pending.add(asyncio.create_task(client.complete(request)))
-                    if not pending:
+                    if not pending and free:
                         return
+                    if not pending:
+                        await asyncio.sleep(LOOK_S)
+                        continue
                     finished, pending = await asyncio.wait(
-                        pending, timeout=0.5, return_when=asyncio.FIRST_COMPLETED
+                        pending, timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED
                     )
                     for task in finished:
                         done.put(task.result())

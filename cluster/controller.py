@@ -5,33 +5,42 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 import ray
 
 from cluster.config import ClusterConfig, parse_config
+from cluster.control.clients import Clients, Event
+from cluster.control.controller_state import ControllerState
+from cluster.control.explanations import RequestExplainer
+from cluster.control.fault_store import forget_faults, load_faults, save_faults
+from cluster.control.intake import Intake
+from cluster.control.open_requests import OpenRequests
+from cluster.control.orders import Orders
+from cluster.control.rehearsal import rehearse
+from cluster.control.replica_desk import ReplicaDesk
+from cluster.control.snapshots import SnapshotTaker
+from cluster.control.upkeep import Upkeep
+from cluster.core.queue_limits import QueueLimits
 from cluster.forecasting import Forecasting
 from cluster.journaled_scheduler import JournaledScheduler, open_journal
-from cluster.ledger import Replica
-from cluster.messages import (
-    ClusterStatus,
-    Dispatched,
-    Orphaned,
-    Refused,
-    ReplicaStatus,
-    Submission,
-)
-from cluster.rehearsal import rehearse
-from cluster.replica_set import Member, ReplicaSet
-from cluster.scheduler import ClusterScheduler, Dispatch, ImpossibleRequestError, Recall
-from policies.request import Request
-from replicas.outbox import Outbox
-from replicas.protocol import EngineLoad, Finished, Generation, ReplicaReport
+from cluster.membership.fleet_watch import FleetWatch
+from cluster.membership.replica_set import ReplicaSet
+from cluster.messages import ClusterStatus, Dispatched, Submission
+from cluster.scheduler import ClusterScheduler, Dispatch, Recall
+from cluster.snapshot import ClusterSnapshot, Explanation
+from cluster.statistics.faults import Fault
+from cluster.statistics.row_files import RowFiles
+from cluster.statistics.statistics import Statistics
+from cluster.telemetry.telemetry import Telemetry
+from policies.forecast import Forecast
+from replicas.protocol import ReplicaReport
 
 logger = logging.getLogger(__name__)
 
@@ -41,22 +50,9 @@ TICK_S = 0.001
 IDLE_TICK_S = 1.0
 """Decisions are also due without an event, because a guard band lapses with time."""
 
-LONG_POLL_S = 10.0
-"""How long a client's call waits for events before it is answered with none."""
 
-CLIENT_LOST_S = 60.0
-"""A client that has not asked for this long is gone, and its requests are cancelled."""
-
-Event = Dispatched | Refused | Orphaned
-
-
-class _Counters(msgspec.Struct):
-    """Totals since the controller started."""
-
-    finished: int = 0
-    refused: int = 0
-    preemptions: int = 0
-    recomputed_tokens: int = 0
+RESTART_PAUSE_S = 1.0
+"""Pause before a restarted controller that failed to start ends, to be restarted again."""
 
 
 class Controller:
@@ -64,138 +60,269 @@ class Controller:
 
     All state is touched on the event loop only. What happened is told to the scheduling core; one
     task lets it decide, at most once a tick, and sends each peer one message with its share.
+
+    Ray starts it again when its process dies. It then asks the replicas, which go on meanwhile,
+    what they run; clients notice by its number and submit what they have outstanding. Whatever is
+    called first begins this (`start`), and the rest waits for its end.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         self._config: ClusterConfig = parse_config(config)
         self._journal = open_journal(self._config)
-        core = ClusterScheduler(self._config.build_policy())
-        self._scheduler = JournaledScheduler(core, self._journal) if self._journal else core
-        self._submissions: dict[str, Submission] = {}
-        self._outboxes: dict[str, Outbox[Event]] = {}
-        self._handles: dict[str, Any] = {}
-        self._reports: dict[str, ReplicaReport] = {}
-        self._counters = _Counters()
-        self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        open_requests = OpenRequests()
+        self._state = ControllerState(
+            config=self._config,
+            number=time.time_ns(),
+            scheduler=self._scheduler(),
+            open=open_requests,
+            clients=Clients(self._config.client_timeout_s),
+            statistics=self._statistics(),
+            forecasting=Forecasting(
+                self._config,
+                self._forecasts_arrived,
+                open_requests.__contains__,
+                lambda: self._state.faults.count(Fault.PREDICTOR_RESTARTED),
+            ),
+        )
+        self._row_files = self._open_row_files()
+        self._telemetry = Telemetry(self._config)
+        self._state.statistics.on_row.append(self._telemetry.ended)
+        self._watch = FleetWatch(self._config)
+        self._intake = Intake(self._state)
+        self._desk = ReplicaDesk(self._state, self._watch)
+        self._snapshots = SnapshotTaker(self._state, self._desk, self._status)
+        self._explainer = RequestExplainer(self._state)
         self._replicas: ReplicaSet | None = None
-        self._forecasting = Forecasting(self._config, self._forecasts_arrived)
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _scheduler(self) -> ClusterScheduler | JournaledScheduler:
+        core = ClusterScheduler(
+            self._config.build_policy(),
+            limits=QueueLimits(**self._config.queue.model_dump(exclude={"replacement_s"})),
+            fair_share=self._config.policy.fair_share,
+        )
+        return JournaledScheduler(core, self._journal) if self._journal else core
+
+    def _statistics(self) -> Statistics:
+        options = self._config.statistics
+        return Statistics(
+            self._config.build_policy().name,
+            rows_kept=options.kept,
+            tenants=options.tenants,
+            away_s=self._config.client_timeout_s,
+        )
+
+    def _open_row_files(self) -> RowFiles | None:
+        if self._config.statistics.rows is None:
+            return None
+        state = self._state
+        files = RowFiles(
+            Path(self._config.statistics.rows),
+            state.number,
+            lambda rows: state.faults.count(Fault.ROWS_DROPPED, rows),
+        )
+        state.statistics.on_row.append(files.add)
+        return files
 
     async def start(self) -> None:
         """Bring up the predictor and the replicas; returns once they are being started."""
-        me = ray.get_runtime_context().current_actor
-        self._forecasting.start()
-        self._replicas = ReplicaSet(self._config, me, self._replica_ready, self._replica_lost)
-        self._replicas.start()
-        # While the replicas load, what the core calls is compiled.
-        await asyncio.to_thread(rehearse, self._config.build_policy())
-        self._spawn(self._decide_forever())
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start())
+        if not self._starting.done():
+            await asyncio.shield(self._starting)
+        self._starting.result()
+
+    async def _start(self) -> None:
+        context = ray.get_runtime_context()
+        try:
+            await self._bring_up(context.current_actor, context.was_current_actor_reconstructed)
+        except Exception:
+            if not context.was_current_actor_reconstructed:
+                raise
+            # Nobody is there to whom it could be told; another try may succeed.
+            logger.exception("the restarted controller failed, so this process ends")
+            await asyncio.sleep(RESTART_PAUSE_S)
+            os._exit(1)
+
+    async def _bring_up(self, me: Any, is_restarted: bool) -> None:
+        self._replicas = replicas = ReplicaSet(self._config, me, self._desk, self._state.number)
+        # While the replicas load or tell what they run, what the core calls is compiled.
+        compiled = asyncio.create_task(asyncio.to_thread(rehearse, self._config.build_policy()))
+        if is_restarted:
+            logger.warning("the controller was restarted: asking the replicas what they run")
+            load_faults(self._state.faults)
+            self._state.faults.count(Fault.CONTROLLER_RESTARTED)
+            save_faults(self._state.faults)
+            for member, held in await replicas.adopt():
+                self._desk.replica_ready(member)
+                await self._desk.take_over(member, held)
+        else:
+            forget_faults()
+            await replicas.clear()
+        replicas.start()
+        self._state.forecasting.start()
+        await compiled
+        upkeep = Upkeep(self._state, self._intake, self._desk, self._watch, replicas)
+        self._spawn(self._snapshots.record_forever())
+        self._spawn(
+            self._telemetry.forever(
+                self._snapshots.take,
+                faults=self._state.faults.inherited,
+                is_restarted=is_restarted,
+            )
+        )
+        for work in (self._decide_forever(), upkeep.forever(), upkeep.tell_load_forever()):
+            self._spawn(work)
+        if self._row_files is not None:
+            self._spawn(self._row_files.forever())
 
     async def settled(self) -> ClusterStatus:
-        """The status once every replica is ready or has failed."""
-        assert self._replicas is not None, "start() comes first"
+        """The status once every replica and every predictor is ready or has failed."""
+        await self.start()
+        assert self._replicas is not None
         await self._replicas.settled()
-        return self.status()
+        await self._state.forecasting.settled()
+        return await self.status()
 
     def config(self) -> dict[str, Any]:
         """The configuration this cluster was started with."""
         return self._config.model_dump(mode="json")
 
+    def pid(self) -> int:
+        """This process's id."""
+        return os.getpid()
+
+    async def watch(self) -> None:
+        """Never returns: whoever awaits it learns when this process ends."""
+        await self.start()
+        await asyncio.Event().wait()
+
     # What clients call.
 
-    async def submit(self, client_id: str, submissions: list[Submission]) -> None:
-        """Queue generations; answers come as events (see `take`). Idempotent by request id."""
-        now = time.monotonic()
-        self._outbox(client_id)
-        fresh: list[tuple[Submission, Request]] = []
-        for submission in submissions:
-            if self._is_new(submission):
-                try:
-                    fresh.append((submission, _request(submission, now)))
-                except ValueError as error:
-                    self._refuse(submission, error)
-        forecasts = self._forecasting.prior([request for _, request in fresh])
-        accepted = []
-        for (submission, request), forecast in zip(fresh, forecasts, strict=True):
-            generation = submission.generation
-            try:
-                self._scheduler.submit(request, forecast, now, attempt=generation.attempt)
-            except ImpossibleRequestError as error:
-                self._refuse(submission, error)
-                continue
-            self._submissions[generation.request_id] = submission
-            accepted.append(request)
-        self._forecasting.ask(accepted)
-        self._wake.set()
+    async def submit(self, client_id: str, submissions: list[Submission]) -> int:
+        """Queue generations; answers come as events (see `take`). Idempotent by request id.
 
-    def _refuse(self, submission: Submission, error: ValueError) -> None:
-        generation = submission.generation
-        self._counters.refused += 1
-        self._submissions.pop(generation.request_id, None)
-        self._outbox(generation.client_id).put([Refused(generation.request_id, str(error))])
+        Returns:
+            This controller's number.
+        """
+        await self.start()
+        self._intake.submit(client_id, submissions)
+        return self._state.number
 
     async def cancel(self, client_id: str, request_ids: list[str]) -> None:
         """Forget requests, wherever they are."""
-        now = time.monotonic()
-        for request_id in request_ids:
-            submission = self._submissions.get(request_id)
-            if submission is not None and submission.generation.client_id == client_id:
-                self._scheduler.cancel(request_id, now)
-                del self._submissions[request_id]
-        self._wake.set()
+        await self.start()
+        self._intake.cancel(client_id, request_ids)
 
-    async def take(self, client_id: str, received: int) -> tuple[int, list[Event]]:
-        """Long poll: the next batch of a client's events (see `Outbox.take`)."""
-        return await self._outbox(client_id).take(received, LONG_POLL_S)
+    async def take(
+        self, client_id: str, received: int, number: int, follows_load: bool = False
+    ) -> tuple[int, list[Event], int]:
+        """Long poll: the next batch of a client's events.
+
+        Answered at once when the client does not know this controller yet, so that it submits what
+        has to go on.
+
+        Args:
+            client_id: Whose.
+            received: Number of the last batch that it received (see `Outbox.take`).
+            number: The controller's from which it was; 0: it has heard of none.
+            follows_load: Whether the client wants to be told the load.
+
+        Returns:
+            The batch's number, its events, and this controller's number.
+        """
+        await self.start()
+        if number != self._state.number:
+            self._state.clients.meet(client_id)
+            return 0, [], self._state.number
+        batch, events = await self._state.clients.take(
+            client_id, received, follows_load=follows_load
+        )
+        return batch, events, self._state.number
 
     async def leave(self, client_id: str, abandoned: list[str]) -> None:
         """A client says goodbye; what it abandons is cancelled.
 
         The rest is finished as far as it knows, whether or not the replica's report is here yet.
         """
-        self._outboxes.pop(client_id, None)
-        await self.cancel(client_id, abandoned)
+        await self.start()
+        self._state.clients.leave(client_id)
+        self._intake.cancel(client_id, abandoned)
 
     # What replicas call.
 
     async def report(self, report: ReplicaReport) -> None:
-        """A replica's counts and what ended there."""
-        now = time.monotonic()
-        self._reports[report.replica_id] = report
-        self._scheduler.progressed(report.replica_id, report.progress, now)
-        for ended in report.finished:
-            submission = self._submissions.get(ended.request_id)
-            if submission is None or not _is_of(ended, submission.generation):
-                continue
-            if not self._scheduler.finished(
-                report.replica_id, ended.request_id, ended.output_tokens, now
-            ):
-                continue
-            del self._submissions[ended.request_id]
-            self._counters.finished += 1
-            self._counters.preemptions += ended.preemptions
-            self._counters.recomputed_tokens += ended.recomputed_tokens
-            self._forecasting.observe(submission, ended)
-        self._wake.set()
+        """A replica's counts, what waits in its engine and what ended there."""
+        await self.start()
+        self._desk.report(report)
+
+    async def engine_died(self, replica_id: str) -> None:
+        """A replica's engine died, and its process is about to end."""
+        await self.start()
+        assert self._replicas is not None
+        self._replicas.note_engine_died(replica_id)
 
     # What people ask.
 
-    def status(self) -> ClusterStatus:
-        """What the controller knows now."""
+    async def scale(self, count: int) -> None:
+        """Have so many replicas from now on; those that leave finish their requests first.
+
+        Raises:
+            ValueError: The number is negative, or follows the work by configuration.
+        """
+        await self.start()
+        assert self._replicas is not None
+        if count < 0:
+            raise ValueError(f"count is {count}, must be at least 0")
+        if self._watch.scales:
+            raise ValueError(
+                f"the number of replicas follows the work, between autoscale.min "
+                f"{self._config.autoscale.min} and autoscale.max {self._config.autoscale.max}: "
+                "set autoscale.max to null to give it yourself"
+            )
+        self._replicas.scale(count)
+        self._state.wake.set()
+
+    async def status(self) -> ClusterStatus:
+        """What the controller knows now; its totals are since its process started."""
+        await self.start()
+        return self._status()
+
+    async def snapshot(self) -> ClusterSnapshot:
+        """What dashboards show; at most a second old."""
+        await self.start()
+        return self._snapshots.take(time.monotonic())
+
+    async def explain(self, request_id: str, tenant: str | None = None) -> Explanation | None:
+        """Everything that is known of a request (see `RequestExplainer.explain`).
+
+        Returns:
+            None when nobody knows it: it never came, or ended long ago.
+        """
+        await self.start()
+        return self._explainer.explain(request_id, time.monotonic(), tenant)
+
+    def _status(self) -> ClusterStatus:
+        state, counters = self._state, self._state.counters
         members = self._replicas.members if self._replicas is not None else []
         return ClusterStatus(
-            policy=self._scheduler.policy.name,
+            policy=state.scheduler.policy.name,
             model=self._config.model,
-            waiting=self._scheduler.waiting,
-            running=self._scheduler.running,
-            finished=self._counters.finished,
-            refused=self._counters.refused,
-            preemptions=self._counters.preemptions,
-            recomputed_tokens=self._counters.recomputed_tokens,
-            clients=len(self._outboxes),
-            replicas=[self._replica_status(member) for member in members],
-            predictor=self._forecasting.state,
+            waiting=state.scheduler.waiting,
+            running=state.scheduler.running,
+            finished=counters.finished,
+            refused=counters.refused,
+            preemptions=counters.preemptions,
+            recomputed_tokens=counters.recomputed_tokens,
+            clients=len(state.clients),
+            replicas=[self._desk.status(member) for member in members],
+            predictor=state.forecasting.state,
             journal=self._journal.state if self._journal else "",
+            predictors=state.forecasting.stats,
+            recalls=counters.recalls,
+            dispatched=counters.dispatched,
+            rows=self._row_files.state if self._row_files else "",
         )
 
     def memory_bytes(self) -> int:
@@ -209,9 +336,14 @@ class Controller:
             task.cancel()
         if self._replicas is not None:
             await self._replicas.stop()
-        await self._forecasting.stop()
+            forget_faults()
+        await self._state.forecasting.stop()
+        if self._row_files is not None:
+            self._state.statistics.sweep(math.inf)
+            await self._row_files.write(time.monotonic())
         if self._journal is not None:
             self._journal.close()
+        await self._telemetry.close()
 
     # Decisions.
 
@@ -224,151 +356,64 @@ class Controller:
             os._exit(1)
 
     async def _decide_each_tick(self) -> None:
+        wake = self._state.wake
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_TICK_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            self._drop_lost_clients()
-            self._carry_out(self._scheduler.decide(time.monotonic()))
+                    await wake.wait()
+            wake.clear()
+            self._carry_out(self._state.scheduler.decide(time.monotonic()))
             await asyncio.sleep(TICK_S)
 
     def _carry_out(self, actions: list[Dispatch | Recall]) -> None:
-        aborts: dict[str, list[str]] = defaultdict(list)
-        starts: dict[str, list[Generation]] = defaultdict(list)
+        state = self._state
+        orders: dict[str, Orders] = defaultdict(Orders)
         events: dict[str, list[Event]] = defaultdict(list)
+        now = time.monotonic()
         for action in actions:
             if isinstance(action, Recall):
-                aborts[action.replica_id].append(action.request_id)
+                self._recall(action, orders[action.replica_id])
                 continue
-            generation = self._submissions[action.request.request_id].generation
-            starts[action.replica_id].append(_ranked(generation, action))
-            events[generation.client_id].append(_dispatched(action))
-        for replica_id in {*aborts, *starts}:
-            self._spawn(self._act(replica_id, aborts[replica_id], starts[replica_id]))
+            submission = state.open[action.request.request_id]
+            orders[action.replica_id].start(submission, action, self._telemetry.trace(submission))
+            events[submission.generation.client_id].append(_dispatched(action))
+            state.forecasting.dispatched(action.request.request_id)
+            state.statistics.dispatched(action, now)
+            state.counters.dispatched += 1
+        for replica_id, order in orders.items():
+            self._spawn(self._desk.act(replica_id, order))
+            if order.starts:
+                self._watch.dispatched(replica_id, now)
         for client_id, batch in events.items():
-            self._outbox(client_id).put(batch)
+            state.clients.tell(client_id, batch)
 
-    async def _act(self, replica_id: str, aborts: list[str], starts: list[Generation]) -> None:
-        handle = self._handles.get(replica_id)
-        if handle is None:
+    def _recall(self, recall: Recall, orders: Orders) -> None:
+        if not recall.hand_back:
+            orders.aborts.append(recall.request_id)
             return
-        # A replica that dies on this call is noticed by the replica set, which tells everybody.
-        with contextlib.suppress(ray.exceptions.RayError):
-            await handle.act.remote(aborts, starts)
+        self._state.counters.recalls += 1
+        generation = self._state.open[recall.request_id].generation
+        self._state.statistics.recalled(
+            recall.request_id, recall.replica_id, recall.to, time.monotonic()
+        )
+        orders.recalls[recall.request_id] = generation.attempt
 
-    def _forecasts_arrived(self, forecasts: dict[str, Any]) -> None:
+    def _forecasts_arrived(self, forecasts: dict[str, Forecast]) -> None:
         now = time.monotonic()
         for request_id, forecast in forecasts.items():
-            self._scheduler.forecast(request_id, forecast, now)
-        self._wake.set()
-
-    # Replicas and clients come and go.
-
-    def _replica_ready(self, member: Member) -> None:
-        assert member.info is not None
-        info = member.info
-        replica = Replica(
-            replica_id=member.replica_id,
-            kv_blocks=info.kv_blocks,
-            block_size=info.block_size,
-            slots=info.max_num_seqs + self._config.replicas.look_ahead,
-            max_model_len=info.max_model_len,
-        )
-        self._handles[member.replica_id] = member.handle
-        self._scheduler.replica_joined(replica, time.monotonic())
-        self._wake.set()
-
-    def _replica_lost(self, member: Member) -> None:
-        self._reports.pop(member.replica_id, None)
-        del self._handles[member.replica_id]
-        orphans = self._scheduler.replica_lost(member.replica_id, time.monotonic())
-        by_client: dict[str, list[str]] = defaultdict(list)
-        for request_id in orphans:
-            submission = self._submissions.pop(request_id)
-            by_client[submission.generation.client_id].append(request_id)
-        for client_id, request_ids in by_client.items():
-            self._outbox(client_id).put([Orphaned(member.replica_id, request_ids)])
-        self._wake.set()
-
-    def _drop_lost_clients(self) -> None:
-        lost = [c for c, outbox in self._outboxes.items() if outbox.idle_s() > CLIENT_LOST_S]
-        for client_id in lost:
-            logger.warning("client %s is gone: cancelling its requests", client_id)
-            mine = [i for i, s in self._submissions.items() if s.generation.client_id == client_id]
-            self._spawn(self.leave(client_id, mine))
-
-    def _is_new(self, submission: Submission) -> bool:
-        """Whether it is not the repetition of one that waits or runs.
-
-        Another client with the same id takes the request over: the one that asked first was killed,
-        and its successor starts from the beginning.
-        """
-        generation = submission.generation
-        known = self._submissions.get(generation.request_id)
-        if known is not None and known.generation.client_id != generation.client_id:
-            self._scheduler.cancel(generation.request_id, time.monotonic())
-            return True
-        return known is None or known.generation.attempt < generation.attempt
-
-    def _replica_status(self, member: Member) -> ReplicaStatus:
-        replica_id = member.replica_id
-        ledger = self._scheduler.fleet.get(replica_id)
-        report = self._reports.get(replica_id)
-        info = member.info
-        return ReplicaStatus(
-            replica_id=replica_id,
-            state=member.state,
-            node=member.place.host if member.place else "",
-            cores=member.cores,
-            gpus=member.place.gpus if member.place else [],
-            engine=info.kind if info else "",
-            kv_blocks=info.kv_blocks if info else 0,
-            block_size=info.block_size if info else 0,
-            slots=info.max_num_seqs if info else 0,
-            running=len(ledger) if ledger else 0,
-            used_blocks=ledger.used_blocks if ledger else 0,
-            projected_peak_blocks=ledger.profile.peak if ledger else 0,
-            engine_load=report.load if report else EngineLoad(),
-            total_joules=report.total_joules if report else None,
-            energy_source=report.energy_source if report else "",
-            error=member.error,
-        )
-
-    def _outbox(self, client_id: str) -> Outbox[Event]:
-        return self._outboxes.setdefault(client_id, Outbox())
+            self._state.scheduler.forecast(request_id, forecast, now)
+            self._state.statistics.forecast_arrived(request_id, forecast, now)
+        self._state.wake.set()
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
 
-
-def _is_of(ended: Finished, generation: Generation) -> bool:
-    """Whether it is the end of this dispatch, not of an earlier one."""
-    return (ended.client_id, ended.attempt) == (generation.client_id, generation.attempt)
-
-
-def _request(submission: Submission, now: float) -> Request:
-    generation = submission.generation
-    return Request(
-        request_id=generation.request_id,
-        prompt_tokens=submission.prompt_tokens,
-        max_tokens=submission.max_tokens,
-        arrival_s=now,
-        request_class=submission.request_class,
-        tenant=submission.tenant,
-        generated_tokens=generation.generated_tokens,
-    )
-
-
-def _ranked(generation: Generation, dispatch: Dispatch) -> Generation:
-    """The generation with its place in the order as vLLM's integer priority.
-
-    Microseconds, or millionths of the log score; when memory runs out the engine preempts the last.
-    """
-    rank = int(dispatch.key * 1e6) + (int(dispatch.request.request_class) << 52)
-    return msgspec.structs.replace(generation, priority=rank)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the controller failed", exc_info=error)
 
 
 def _dispatched(dispatch: Dispatch) -> Dispatched:

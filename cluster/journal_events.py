@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-FORMAT = 1
+FORMAT = 5
 """Version of the file format; it grows when an older reader would misunderstand a line."""
 
 Ref = int | str
@@ -20,12 +20,14 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
         tiebreak_journal: Version of the format.
         model: Model of the cluster.
         policy: The configuration's `policy` section.
+        limits: What may wait (`QueueLimits`); None: everything.
         started_unix_s: Wall-clock time of the start; all other times are the core's own.
     """
 
     tiebreak_journal: int = FORMAT
     model: str
     policy: dict[str, Any]
+    limits: dict[str, int] | None = None
     started_unix_s: float
 
 
@@ -60,6 +62,23 @@ class Submitted(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     sizes: Sizes
     forecast: Length
     attempt: int
+    strikes: float = 0.0
+    accepted: bool = False
+
+
+class Adopted(msgspec.Struct, frozen=True, array_like=True, tag="adopt"):
+    """`ClusterScheduler.adopt`; gives the request its number. An infinite key is None."""
+
+    now: float
+    number: int
+    request_id: str
+    sizes: Sizes
+    forecast: Length
+    attempt: int
+    replica: Ref
+    key: float | None
+    tokens: int
+    strikes: float
 
 
 class Forecasted(msgspec.Struct, frozen=True, array_like=True, tag="forecast"):
@@ -87,6 +106,7 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, tag="join"):
     block_size: int
     slots: int
     max_model_len: int
+    look_ahead: int
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
@@ -94,10 +114,33 @@ class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):
 
     now: float
     replica: Ref
+    blame: float
+
+
+class Draining(msgspec.Struct, frozen=True, array_like=True, tag="drain"):
+    """`ClusterScheduler.replica_draining`."""
+
+    now: float
+    replica: Ref
+
+
+class GaveBack(msgspec.Struct, frozen=True, array_like=True, tag="give_back"):
+    """`ClusterScheduler.give_back`."""
+
+    now: float
+    replica: Ref
 
 
 class Progressed(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
     """`ClusterScheduler.progressed`: (request, output tokens) in the order of the report."""
+
+    now: float
+    replica: Ref
+    tokens: list[tuple[Ref, int]]
+
+
+class Stalled(msgspec.Struct, frozen=True, array_like=True, tag="stall"):
+    """`ClusterScheduler.stalled`: (request, output tokens) in the order of the report."""
 
     now: float
     replica: Ref
@@ -123,6 +166,13 @@ class Ended(msgspec.Struct, frozen=True, array_like=True, tag="finish"):
     tokens: int
 
 
+class Paced(msgspec.Struct, frozen=True, array_like=True, tag="pace"):
+    """`ClusterScheduler.pace_offline`."""
+
+    now: float
+    most_running: int | None
+
+
 class Action(msgspec.Struct, frozen=True, array_like=True):
     """A decided dispatch, or a recall.
 
@@ -132,6 +182,8 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
         attempt: Number of the dispatch; 0 is a recall.
         key: Ordering key of the dispatch; None where it is not finite, and for a recall.
         peak_blocks: Projected peak of the replica with it; 0 for a recall.
+        to: Where a recalled request goes on; empty: nowhere, and for a dispatch.
+        hand_back: Whether a recalled request is handed back to its client.
     """
 
     request: Ref
@@ -139,6 +191,8 @@ class Action(msgspec.Struct, frozen=True, array_like=True):
     attempt: int = 0
     key: float | None = None
     peak_blocks: int = 0
+    to: Ref = ""
+    hand_back: bool = False
 
 
 class Decided(msgspec.Struct, frozen=True, array_like=True, tag="decide"):
@@ -148,4 +202,19 @@ class Decided(msgspec.Struct, frozen=True, array_like=True, tag="decide"):
     actions: list[Action]
 
 
-Event = Submitted | Forecasted | Cancelled | Joined | Lost | Progressed | Evicted | Ended | Decided
+Event = (
+    Submitted
+    | Adopted
+    | Forecasted
+    | Cancelled
+    | Joined
+    | Lost
+    | Draining
+    | GaveBack
+    | Progressed
+    | Stalled
+    | Evicted
+    | Ended
+    | Paced
+    | Decided
+)

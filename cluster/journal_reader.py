@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from cluster.journal_events import FORMAT, Event, Header, Joined, Ref, Submitted
+from cluster.journal_events import FORMAT, Adopted, Event, Header, Joined, Ref, Submitted
 
 
 class JournalError(ValueError):
@@ -61,6 +61,11 @@ class JournalReader:
         """The id of a request of the session that is being read."""
         return request if isinstance(request, str) else self._requests[request]
 
+    def forget(self, request: Ref) -> None:
+        """A request ended in the core, as it did when it was recorded: no line has its number."""
+        if isinstance(request, int):
+            self._requests.pop(request, None)
+
     def replica_id(self, replica: Ref) -> str:
         """The id of a replica of the session that is being read."""
         return replica if isinstance(replica, str) else self._replicas[replica]
@@ -77,7 +82,7 @@ class JournalReader:
             return _HEADER.decode(line)
         event = _EVENTS.decode(line)
         match event:
-            case Submitted():
+            case Submitted() | Adopted():
                 self._requests[event.number] = event.request_id
             case Joined():
                 self._replicas[event.number] = event.replica_id

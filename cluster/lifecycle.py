@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from cluster.asking import asked
 from cluster.client import NoClusterError, connect_controller
 from cluster.config import ClusterConfig
 from cluster.controller import Controller
@@ -126,6 +127,7 @@ def create_controller(config: ClusterConfig, *, detached: bool) -> Any:
         lifetime="detached" if detached else None,
         num_cpus=0,
         max_concurrency=10_000,
+        max_restarts=-1,
     ).remote(config.model_dump(mode="json"))
     ray.get(controller.start.remote())
     return controller
@@ -137,7 +139,7 @@ def wait_for_replicas(controller: Any) -> ClusterStatus:
     Raises:
         StartError: All of them failed.
     """
-    status: ClusterStatus = ray.get(controller.settled.remote())
+    status: ClusterStatus = asked(controller.settled)
     failed = [r for r in status.replicas if r.state == "failed"]
     if failed and len(failed) == len(status.replicas):
         reasons = sorted({r.error for r in failed})

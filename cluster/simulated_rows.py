@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from policies.forecast import Forecast
 from policies.request import Request
+from replicas.batch_energy import Cost
 
 ROW_SCHEMA = pa.schema(
     [
@@ -27,13 +28,17 @@ ROW_SCHEMA = pa.schema(
         ("upper", pa.int32()),
         ("evictions", pa.int32()),
         ("recomputed_tokens", pa.int32()),
+        ("energy_joules", pa.float64()),  # null without a power model
+        ("wasted_joules", pa.float64()),  # the part of it that computed tokens again
+        ("energy_source", pa.dictionary(pa.int32(), pa.string())),
     ]
 )
 """One row per finished request, in order of finishing; times are virtual seconds."""
 
 RowSink = Callable[[pa.RecordBatch], None]
 
-_CHUNK = 1 << 16
+ROWS_AT_ONCE = 1 << 16
+"""Rows that are handed on together, unless a sink wants them sooner."""
 
 
 class LiveRequest:
@@ -47,14 +52,18 @@ class LiveRequest:
         first_token_s: When its first token was out; None before.
         evictions: Times it lost its memory.
         recomputed_tokens: Tokens whose KV those losses cost.
+        lost_tokens: Tokens of it whose KV was computed on a replica that it has left.
+        cost: What it has cost on such replicas.
     """
 
     __slots__ = (
+        "cost",
         "dispatched_s",
         "evictions",
         "first_token_s",
         "forecast",
         "index",
+        "lost_tokens",
         "recomputed_tokens",
         "request",
     )
@@ -67,20 +76,32 @@ class LiveRequest:
         self.first_token_s: float | None = None
         self.evictions = 0
         self.recomputed_tokens = 0
+        self.lost_tokens = 0
+        self.cost = Cost()
 
 
 class RowBuffer:
-    """Collects rows and hands them on in batches, so that memory is bounded."""
+    """Collects rows and hands them on in batches, so that memory is bounded.
 
-    def __init__(self, sink: RowSink | None) -> None:
+    Args:
+        sink: Takes the batches; None: nobody does.
+        rows_at_once: Rows of a batch.
+        energy_source: What says the energy of the rows; None: nothing does.
+    """
+
+    def __init__(
+        self, sink: RowSink | None, rows_at_once: int = ROWS_AT_ONCE, *, energy_source: str | None
+    ) -> None:
         self._sink = sink
-        self._rows: list[tuple[float | int | None, ...]] = []
+        self._energy_source = energy_source
+        self._rows_at_once = rows_at_once
+        self._rows: list[tuple[float | int | str | None, ...]] = []
 
     def add(self, live: LiveRequest, replica: int, finished_s: float) -> None:
         """The request has finished."""
         if self._sink is None:
             return
-        request, forecast = live.request, live.forecast
+        request, forecast, metered = live.request, live.forecast, self._energy_source is not None
         self._rows.append(
             (
                 live.index,
@@ -99,9 +120,12 @@ class RowBuffer:
                 forecast.upper,
                 live.evictions,
                 live.recomputed_tokens,
+                live.cost.joules if metered else None,
+                live.cost.wasted_joules if metered else None,
+                self._energy_source,
             )
         )
-        if len(self._rows) >= _CHUNK:
+        if len(self._rows) >= self._rows_at_once:
             self.flush()
 
     def flush(self) -> None:

@@ -6,18 +6,22 @@ import heapq
 import math
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from cluster.arrivals import arrivals
-from cluster.fleet import NEVER
-from cluster.ledger import REFINE_AFTER
-from cluster.scheduler import ClusterScheduler, Dispatch, ImpossibleRequestError
-from cluster.simulated_rows import LiveRequest, RowBuffer, RowSink
-from cluster.timeline import Timeline, TimelineSampler
+from cluster.core.fleet_summary import NEVER
+from cluster.scheduler import ClusterScheduler, Dispatch, ImpossibleRequestError, Recall
+from cluster.simulated_rows import ROWS_AT_ONCE, LiveRequest, RowBuffer, RowSink
+from cluster.simulation_result import SimulationResult
+from cluster.timeline import TimelineSampler
 from cluster.virtual_replica import FleetSpec, VirtualReplica
 from cluster.workload import WorkloadChunk
 from policies.bundle import Policy
+from replicas.batch_energy import Cost
+from replicas.protocol import EnergyTotals
 from replicas.step_time import StepWork
+
+__all__ = ["SimulationResult", "StalledError", "simulate"]
 
 _IDLE_TICK_S = 1.0
 """Decisions are also due without an event, because a guard band lapses with time."""
@@ -29,63 +33,13 @@ class StalledError(RuntimeError):
     """Requests wait, every replica is idle, and the policy still dispatches nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class SimulationResult:
-    """What a simulation came to beside its rows. Token counts are sums over all requests.
-
-    Attributes:
-        policy: Name of the bundle.
-        step_time: Name of the step-time model.
-        replicas: Replicas.
-        capacity_blocks: KV blocks of all replicas together.
-        finished: Requests that finished.
-        refused: Requests larger than any replica.
-        makespan_s: When the last one finished.
-        prompt_tokens: Of the finished requests.
-        output_tokens: Of the finished requests.
-        evictions: Times a request lost its memory.
-        recomputed_tokens: Tokens computed again, or generated again after a restart.
-        wasted_tokens: Output tokens that restarts threw away.
-        busy_s: Seconds the replicas computed, summed.
-        uncovered_share: Share of those outside the range the step-time model was measured on.
-        mean_waiting: Queue length averaged over time.
-        peak_waiting: Longest queue.
-        mean_memory_share: Share of the KV blocks in use, averaged over time.
-        peak_memory_blocks: Most KV blocks one replica had in use.
-        decisions: Rounds of decisions.
-        dispatches: Dispatches decided.
-        timeline: The cluster over time.
-    """
-
-    policy: str
-    step_time: str
-    replicas: int
-    capacity_blocks: int
-    finished: int
-    refused: int
-    makespan_s: float
-    prompt_tokens: int
-    output_tokens: int
-    evictions: int
-    recomputed_tokens: int
-    wasted_tokens: int
-    busy_s: float
-    uncovered_share: float
-    mean_waiting: float
-    peak_waiting: int
-    mean_memory_share: float
-    peak_memory_blocks: int
-    decisions: int
-    dispatches: int
-    timeline: Timeline
-
-
 def simulate(
     policy: Policy,
     workload: Iterable[WorkloadChunk],
     fleet: FleetSpec,
     *,
     rows: RowSink | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
     sample_s: float | None = None,
 ) -> SimulationResult:
     """Run a workload to its end. Equal arguments give equal results, to the last bit.
@@ -95,13 +49,16 @@ def simulate(
         workload: The requests, in order of arrival.
         fleet: The replicas.
         rows: Receives the finished requests in batches.
+        rows_at_once: Size of these batches; a workload that learns from them wants them small.
         sample_s: Seconds between the samples of the timeline.
 
     Raises:
         WorkloadError: A chunk begins before the one before it ends.
         StalledError: The policy leaves requests waiting for ever.
     """
-    return _Simulation(policy, workload, fleet, RowBuffer(rows), sample_s).run()
+    source = None if fleet.power is None else fleet.power.source
+    buffer = RowBuffer(rows, rows_at_once, energy_source=source)
+    return _Simulation(policy, workload, fleet, buffer, sample_s).run()
 
 
 class _Simulation:
@@ -113,8 +70,9 @@ class _Simulation:
         rows: RowBuffer,
         sample_s: float | None,
     ) -> None:
+        # The replicas are equal: what differs between them is what they have to do.
         self._scheduler = ClusterScheduler(
-            policy, refine_after=REFINE_AFTER if fleet.report_interval_s else 0.0
+            policy, refine_after=fleet.refine_after, avoid_slow=False
         )
         self._fleet = fleet
         self._rows = rows
@@ -123,13 +81,13 @@ class _Simulation:
         self._next = next(self._arrivals, None)
         self._replicas = {
             r.replica.replica_id: r
-            for r in (VirtualReplica(i, fleet, policy.eviction) for i in range(fleet.replicas))
+            for r in (VirtualReplica(i, fleet, policy) for i in range(fleet.replicas))
         }
         for virtual in self._replicas.values():
             self._scheduler.replica_joined(virtual.replica, 0.0)
         self._live: dict[str, LiveRequest] = {}
         self._events: list[tuple[float, int, int, VirtualReplica]] = []
-        self._travelling: deque[tuple[float, Dispatch]] = deque()
+        self._travelling: deque[tuple[float, Dispatch | Recall]] = deque()
         # By the time of the latest report, oldest first.
         self._reported: OrderedDict[str, float] = OrderedDict.fromkeys(self._replicas, 0.0)
         self._ready: dict[str, VirtualReplica] = {}
@@ -142,6 +100,7 @@ class _Simulation:
         self._peak_waiting = self._finished = self._refused = 0
         self._prompt_tokens = self._output_tokens = 0
         self._evictions = self._recomputed_tokens = self._wasted_tokens = 0
+        self._cost = Cost()
         self._decisions = self._dispatches = 0
 
     def run(self) -> SimulationResult:
@@ -154,9 +113,10 @@ class _Simulation:
             changed = self._complete_due(now)
             self._hand_over(now)
             changed |= self._arrive(now)
-            if self._scheduler.waiting and (changed or reports_due):
+            if self._scheduler.pending and (changed or reports_due):
                 self._decide(now)
-            self._begin_ready(now)
+            while self._begin_ready(now):
+                self._decide(now)
             if now >= self._sampler.due_s:
                 self._sample(now)
             under_way = self._events or self._travelling or not self._scheduler.waiting
@@ -174,7 +134,7 @@ class _Simulation:
         events = self._events
         while events and events[0][2] != events[0][3].version:
             heapq.heappop(events)
-        self._reports_s = self._next_reports_s() if self._scheduler.waiting else math.inf
+        self._reports_s = self._next_reports_s() if self._scheduler.pending else math.inf
         now = self._reports_s
         if events:
             now = min(now, events[0][0])
@@ -215,19 +175,35 @@ class _Simulation:
                     live.first_token_s = now
             for request_id in stretch.finished:
                 self._finish(virtual, request_id, now)
+            returned = self._resubmit(virtual, now)
             evicted = virtual.batch.make_room()
             for victim in evicted:
                 self._evict(virtual, victim.request_id, victim.tokens, victim.computed, now)
-            if stretch.finished or evicted:
+            if stretch.finished or evicted or returned:
                 self._report(virtual, now)
                 changed = True
         return changed
+
+    def _resubmit(self, virtual: VirtualReplica, now: float) -> bool:
+        """Recalled requests go on as their clients' next attempts; whether there were any."""
+        returned = virtual.hand_back()
+        for back in returned:
+            live = self._live[back.request_id]
+            live.recomputed_tokens += back.computed
+            live.lost_tokens = max(live.lost_tokens, back.computed)
+            live.cost += virtual.ended(back.request_id)
+            generated = back.tokens - live.request.prompt_tokens
+            request = replace(live.request, generated_tokens=generated)
+            self._scheduler.submit(request, live.forecast, now, attempt=back.attempt + 1)
+        return bool(returned)
 
     def _finish(self, virtual: VirtualReplica, request_id: str, now: float) -> None:
         live = self._live.pop(request_id)
         output_tokens = live.request.output_tokens
         assert output_tokens is not None
         self._scheduler.finished(virtual.replica.replica_id, request_id, output_tokens, now)
+        live.cost += virtual.ended(request_id)
+        self._cost += live.cost
         self._rows.add(live, virtual.index, now)
         self._finished += 1
         self._finished_s = now
@@ -243,7 +219,15 @@ class _Simulation:
         generated = tokens - live.request.prompt_tokens
         live.evictions += 1
         live.recomputed_tokens += computed
+        cost = virtual.evicted(request_id)
         restarts = self._fleet.on_eviction == "restart"
+        if restarts:  # all of it was in vain, so that nothing is done again
+            cost = Cost(cost.joules, cost.joules)
+        else:
+            live.lost_tokens = max(live.lost_tokens, computed)
+        live.cost += cost
+        if virtual.gate is not None:
+            return  # it waits in its engine
         self._wasted_tokens += generated if restarts else 0
         kept = 0 if restarts else generated
         self._scheduler.evicted(virtual.replica.replica_id, request_id, generated, now, kept=kept)
@@ -268,11 +252,13 @@ class _Simulation:
         self._report_stale(now)
         self._decisions += 1
         for action in self._scheduler.decide(now):
-            assert isinstance(action, Dispatch), "nothing here cancels or supersedes"
-            self._dispatches += 1
-            live = self._live[action.request.request_id]
-            if live.dispatched_s is None:
-                live.dispatched_s = now
+            if isinstance(action, Dispatch):
+                self._dispatches += 1
+                live = self._live[action.request.request_id]
+                if live.dispatched_s is None:
+                    live.dispatched_s = now
+            else:
+                assert action.to, "nothing here cancels or supersedes"
             self._travelling.append((now + self._fleet.dispatch_latency_s, action))
         self._hand_over(now)
         patience = self._scheduler.patience(now)
@@ -281,11 +267,15 @@ class _Simulation:
         self._patient_until_s = math.inf if patience == NEVER else now + wait_s
 
     def _hand_over(self, now: float) -> None:
-        """Dispatches that have reached their replicas by now enter the engines."""
+        """Decisions that have reached their replicas by now are carried out."""
         while self._travelling and self._travelling[0][0] <= now:
             _, action = self._travelling.popleft()
             virtual = self._replicas[action.replica_id]
-            virtual.add(action)
+            if isinstance(action, Recall):
+                virtual.recall(action.request_id)
+            else:
+                live = self._live[action.request.request_id]
+                virtual.add(action, live.evictions, live.lost_tokens)
             if virtual.planned:
                 self._expect(virtual, virtual.cut(now))
             else:
@@ -308,11 +298,17 @@ class _Simulation:
         if generated:
             self._scheduler.progressed(replica_id, generated, now)
 
-    def _begin_ready(self, now: float) -> None:
-        for virtual in self._ready.values():
+    def _begin_ready(self, now: float) -> bool:
+        """Begin the next steps; whether that has changed who waits inside engines."""
+        changed = False
+        ready, self._ready = self._ready, {}
+        for replica_id, virtual in ready.items():
             if virtual.batch.has_work:
                 self._expect(virtual, virtual.begin(now))
-        self._ready.clear()
+            if (stalls := virtual.stalls()) is not None:
+                self._scheduler.stalled(replica_id, stalls, now)
+                changed = True
+        return changed
 
     def _expect(self, virtual: VirtualReplica, ends_s: float) -> None:
         heapq.heappush(self._events, (ends_s, virtual.index, virtual.version, virtual))
@@ -358,4 +354,19 @@ class _Simulation:
             decisions=self._decisions,
             dispatches=self._dispatches,
             timeline=self._sampler.timeline(),
+            energy=self._energy(),
+        )
+
+    def _energy(self) -> EnergyTotals | None:
+        power, until_s = self._fleet.power, self._finished_s
+        if power is None:
+            return None
+        drawn = [r.energy.metered_joules(until_s) for r in self._replicas.values() if r.energy]
+        metered_joules = math.fsum(drawn)
+        return EnergyTotals(
+            source=power.source,
+            metered_joules=metered_joules,
+            request_joules=self._cost.joules,
+            wasted_joules=self._cost.wasted_joules,
+            idle_joules=power.power.idle_w * until_s * len(drawn),
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from cluster.ledger import Replica
 from cluster.scheduler import ClusterScheduler, Dispatch
 from policies.bundle import policy
 from policies.forecast import Forecast
+from policies.ledger import Replica
 from policies.request import Request, RequestClass
 
 

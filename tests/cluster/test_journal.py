@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import math
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.client import ClusterClient
 from cluster.journal import Journal
 from cluster.journal_events import Decided, Header, Submitted
 from cluster.journal_reader import JournalError, JournalReader
 from cluster.journaled_scheduler import JournaledScheduler, recorded_actions
-from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE, ClusterStatus
-from cluster.scheduler import ClusterScheduler, Dispatch, ImpossibleRequestError, Recall
-from jobs.replay import replay
+from cluster.scheduler import (
+    ClusterScheduler,
+    Dispatch,
+    ImpossibleRequestError,
+    PoisonedRequestError,
+    QueueFullError,
+    QueueLimits,
+    Recall,
+)
+from jobs.replay import replay, tell
 from policies.bundle import policy, policy_names
+from policies.request import Request
 from tests.cluster.factories import forecast, replica, request
-from tests.cluster.test_cluster import generation, simulated
 
 
 def journaled(
-    path: Path, policy_name: str = "tiebreak", **options: Any
+    path: Path,
+    policy_name: str = "tiebreak",
+    *,
+    limits: QueueLimits | None = None,
+    fair_share: bool = False,
+    **options: Any,
 ) -> tuple[JournaledScheduler, Journal]:
-    header = Header(model="m", policy={"name": policy_name, **options}, started_unix_s=0.0)
+    header = Header(
+        model="m",
+        policy={"name": policy_name, "fair_share": fair_share, **options},
+        limits=None if limits is None else asdict(limits),
+        started_unix_s=0.0,
+    )
     journal = Journal(path, header)
-    core = ClusterScheduler(policy(policy_name, guard_band=0.05, **options))
+    rules = policy(policy_name, guard_band=0.05, **options)
+    core = ClusterScheduler(rules, limits=limits, fair_share=fair_share)
     return JournaledScheduler(core, journal), journal
 
 
@@ -46,6 +60,8 @@ def random_history(core: JournaledScheduler, seed: int) -> tuple[int, int]:
     rng = random.Random(seed)
     now, dispatches, recalls = rng.uniform(0, 1e6), 0, 0
     running: dict[str, tuple[str, int]] = {}
+    attempts: dict[str, int] = {}
+    recalled: dict[str, Request] = {}
     alive: list[str] = []
     for number in range(rng.randint(1, 120)):
         now += rng.expovariate(20.0)
@@ -53,7 +69,8 @@ def random_history(core: JournaledScheduler, seed: int) -> tuple[int, int]:
         known = [*running, f"q{rng.randrange(number + 1)}"]
         if not alive or event < 0.05:
             alive.append(f"replica-{number}")
-            core.replica_joined(replica(alive[-1], blocks=24, slots=6, longest=300), now)
+            one = replica(alive[-1], blocks=24, slots=6, longest=300)
+            core.replica_joined(replace(one, look_ahead=rng.choice([0, 2])), now)
         elif event < 0.5:
             sizes = request(
                 f"q{number}",
@@ -63,20 +80,56 @@ def random_history(core: JournaledScheduler, seed: int) -> tuple[int, int]:
                 online=rng.random() < 0.5,
                 generated=rng.choice([0, 0, 7]),
             )
+            sizes = replace(sizes, tenant=rng.choice("tuv"))
+            attempt, strikes = rng.randint(1, 2), rng.choice([0.0] * 9 + [2.0, 3.0])
+            known = forecast(rng.uniform(1, 60))
             try:
-                core.submit(sizes, forecast(rng.uniform(1, 60)), now, attempt=rng.randint(1, 2))
+                core.submit(sizes, known, now, attempt=attempt, strikes=strikes)
             except ImpossibleRequestError:
                 assert sizes.max_tokens == 400
+            except PoisonedRequestError:
+                assert strikes == 3.0
+            except QueueFullError:
+                assert attempt == 1
         elif event < 0.6:
             core.forecast(rng.choice(known), forecast(rng.uniform(1, 60)), now)
         elif event < 0.65:
             core.cancel(rng.choice(known), now)
+        elif event < 0.66:
+            where, blame = alive.pop(rng.randrange(len(alive))), rng.choice([0.0, 1.0])
+            assert set(core.replica_lost(where, now, blame=blame).values()) <= {blame, 2.0 + blame}
+        elif event < 0.67:
+            core.replica_draining(rng.choice(alive), now)
         elif event < 0.68:
-            core.replica_lost(alive.pop(rng.randrange(len(alive))), now)
+            core.give_back(rng.choice(alive), now)
+        elif event < 0.685:
+            core.pace_offline(rng.choice([None, 0, 1, 2]), now)
+        elif event < 0.695:
+            name, where = rng.choice([*known, f"q{number}"]), rng.choice(alive)
+            tokens = rng.randint(0, 9)
+            if core.adopt(
+                request(name, 20, 64),
+                forecast(20),
+                now,
+                replica_id=where,
+                attempt=rng.randint(1, 3),
+                key=rng.choice([1.5, math.inf]),
+                tokens=tokens,
+                strikes=rng.choice([0.0, 0.0, 2.0]),
+            ):
+                running[name] = (where, tokens)
         elif event < 0.72 and running:
             name, (where, tokens) = rng.choice(list(running.items()))
             core.evicted(where, name, min(tokens, 63), now, kept=rng.choice([None, 0]))
+        elif event < 0.74 and recalled:
+            name, sizes = recalled.popitem()
+            sizes = replace(sizes, generated_tokens=min(7, sizes.max_tokens - 1))
+            core.submit(sizes, forecast(20), now, attempt=attempts.get(name, 3) + 1)
         elif event < 0.8 and running:
+            where = rng.choice(alive)
+            counts = {n: t for n, (w, t) in running.items() if w == where and rng.random() < 0.5}
+            core.stalled(where, {**counts, "never-heard-of": 3}, now)
+        elif event < 0.86 and running:
             name, (where, tokens) = rng.choice(list(running.items()))
             core.finished(where, name, tokens + 1, now)
         else:
@@ -88,9 +141,12 @@ def random_history(core: JournaledScheduler, seed: int) -> tuple[int, int]:
             if isinstance(action, Dispatch):
                 name = action.request.request_id
                 running[name] = (action.replica_id, action.request.generated_tokens)
+                attempts[name] = action.attempt
                 dispatches += 1
             else:
                 recalls += 1
+                if action.hand_back:
+                    recalled[action.request_id] = request(action.request_id, 20, 64)
         running = {n: w for n, w in running.items() if core.state(n) == "running"}
     return dispatches, recalls
 
@@ -100,7 +156,8 @@ def random_history(core: JournaledScheduler, seed: int) -> tuple[int, int]:
 def test_a_replay_decides_what_was_decided(seed: int, policy_name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "journal"
-        core, journal = journaled(path, policy_name)
+        limits = random.Random(seed).choice([None, QueueLimits(4, 200, 3, 150)])
+        core, journal = journaled(path, policy_name, limits=limits, fair_share=seed % 2 == 0)
         dispatches, recalls = random_history(core, seed)
         journal.close()
         outcome = replay(path)
@@ -120,8 +177,11 @@ def test_the_random_histories_reach_all_kinds_of_events(tmp_path: Path) -> None:
     kinds = {type(entry).__name__ for entry in JournalReader(path)}
     assert kinds == {
         *("Header", "Submitted", "Forecasted", "Cancelled", "Joined", "Lost"),
-        *("Progressed", "Evicted", "Ended", "Decided"),
+        *("Adopted", "Draining", "GaveBack"),
+        *("Progressed", "Stalled", "Evicted", "Ended", "Paced", "Decided"),
     }
+    to = [action.to for e in JournalReader(path) if isinstance(e, Decided) for action in e.actions]
+    assert len(to) - to.count("") > 10, "requests are recalled to other replicas"
     assert min(decided) > 10
     outcome = replay(path)
     assert outcome.sessions == 40, "a journal goes on in the same file, a new core each time"
@@ -163,6 +223,29 @@ def test_a_changed_decision_is_found(tmp_path: Path, field: int, value: object) 
     assert outcome.decisions == before
     assert outcome.difference.recorded != outcome.difference.replayed
     assert outcome.difference.before[-1] == json.dumps(lines[at - 1], separators=(",", ":"))
+
+
+def test_another_destination_of_a_recall_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    core, journal = journaled(path, "a_max")
+    core.replica_joined(replica("home", blocks=16), 0.0)
+    core.submit(request("big"), forecast(), 0.0)
+    core.submit(request("waits", cap=60), forecast(20), 0.0)
+    core.decide(0.0)
+    core.progressed("home", {"big": 190}, 0.0)
+    core.replica_joined(replica("other"), 0.0)
+    core.stalled("home", {"waits": 0}, 0.0)
+    assert core.decide(5.0) == [Recall("waits", "home", to="other")]
+    journal.close()
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert replay(path).difference is None
+    lines[-1][2][0][5] = "home"
+    write(path, lines)
+    difference = replay(path).difference
+    assert difference is not None
+    assert difference.recorded is not None
+    assert difference.replayed is not None
+    assert (difference.recorded.to, difference.replayed.to) == ("home", "other")
 
 
 def test_a_missing_and_an_invented_decision_are_found(tmp_path: Path) -> None:
@@ -226,7 +309,11 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("hello\n", "line 1 is no header of a journal"),
-        ('{"tiebreak_journal": 99}\n', "journal format 99, but this Tiebreak reads 1"),
+        (
+            '{"tiebreak_journal": 1}\n',
+            "journal format 1, but this Tiebreak reads 5: replay it with",
+        ),
+        ('{"tiebreak_journal": 99}\n', "journal format 99, but this Tiebreak reads 5"),
     ],
 )
 def test_what_is_no_journal_is_said(tmp_path: Path, text: str, words: str) -> None:
@@ -289,66 +376,29 @@ def test_a_request_that_ended_gives_its_number_up(tmp_path: Path) -> None:
         elif end == "cancelled":
             assert core.cancel("a", 0.0)
         elif end == "lost":
-            assert core.replica_lost("a", 0.0) == ["a"]
+            assert core.replica_lost("a", 0.0) == {"a": 0.0}
             core.replica_joined(replica(), 0.0)
     journal.close()
     numbers = [e.number for e in JournalReader(path) if isinstance(e, Submitted)]
     assert numbers == [0, 1, 2, 3, 4], "the controller keeps no name of what has ended"
 
 
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-async def disturb(controller: Any) -> None:
-    """Requests of which some are abandoned, on replicas of which one is killed."""
-    async with ClusterClient(controller) as client:
-        tasks = [
-            asyncio.create_task(client.complete(generation(i, tokens=10 + 9 * i)))
-            for i in range(30)
-        ]
-        await asyncio.sleep(0.4)
-        for task in tasks[12:24]:
-            task.cancel()
-        await asyncio.sleep(0.2)
-        ray.kill(ray.get_actor("replica-0", namespace=NAMESPACE))
-        await asyncio.gather(*tasks[:12], *tasks[24:])
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_a_real_run_replays_to_the_same_decisions(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "journal"
-    config = simulated().model_copy(update={"journal": str(path)})
-    with running_cluster(config) as (controller, _):
-        asyncio.run(disturb(controller))
-        status: ClusterStatus = ray.get(controller.status.remote())
-    assert status.journal == str(path)
-    outcome = replay(path)
-    assert outcome.difference is None
-    assert (outcome.sessions, outcome.torn) == (1, 0)
-    entries = list(JournalReader(path))
-    assert {"Lost", "Cancelled", "Forecasted", "Progressed"} <= {type(e).__name__ for e in entries}
-    attempts = [a.attempt for e in entries if isinstance(e, Decided) for a in e.actions]
-    assert 0 in attempts, "a running request was recalled"
-    assert 2 in attempts, "a request went on after its replica was killed"
-    assert outcome.decisions == len(attempts)
-    submitted = [e for e in entries if isinstance(e, Submitted)]
-    assert {e.request_id for e in submitted} == {f"r{i}" for i in range(30)}
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_a_controller_lives_without_its_journal() -> None:
-    config = simulated(count=1).model_copy(update={"journal": "/dev/full"})
-    with running_cluster(config) as (controller, _):
-        time.sleep(0.3)
-        status: ClusterStatus = ray.get(controller.status.remote())
-        assert "recording ended: No space left" in status.journal
-
-        async def run() -> int:
-            async with ClusterClient(controller) as client:
-                return len((await client.complete(generation(1, tokens=25))).token_ids)
-
-        assert asyncio.run(run()) == 25
+def test_a_replay_keeps_no_name_of_what_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    core, journal = journaled(path)
+    core.replica_joined(replica(), 0.0)
+    for name in ("finished", "waits", "cancelled", "runs"):
+        core.submit(request(name), forecast(), 0.0)
+        core.decide(0.0)
+    assert not core.finished("elsewhere", "runs", 5, 0.0)
+    assert core.finished("a", "finished", 5, 0.0)
+    assert core.cancel("cancelled", 0.0)
+    core.progressed("a", {"runs": 1, "finished": 6, "cancelled": 1}, 0.0)  # told too late
+    journal.close()
+    reader, again = JournalReader(path), ClusterScheduler(policy("tiebreak"))
+    for entry in reader:
+        if isinstance(entry, Decided):
+            again.decide(entry.now)
+        elif not isinstance(entry, Header):
+            tell(again, entry, reader)
+    assert sorted(reader._requests.values()) == ["runs", "waits"]

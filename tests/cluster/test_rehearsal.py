@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 COUNT_COMPILED = """
 import gc, sys
 from numba.core.dispatcher import Dispatcher
-from cluster.rehearsal import rehearse
+from cluster.control.rehearsal import rehearse
 from policies.bundle import policy
 from tests.cluster.test_invariants import history
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.scheduler import Dispatch, ImpossibleRequestError, Recall
@@ -58,6 +60,57 @@ def test_offline_work_keeps_clear_of_the_guard_band_only_while_online_requests_c
     assert dispatched(core, 0.0) == [("online", "a")]
     assert dispatched(core, 30.0) == []
     assert dispatched(core, 90.0) == [("offline", "a")]
+
+
+@pytest.mark.parametrize("guard_band", [0.0, 0.05])
+def test_offline_work_is_not_sent_ahead_of_room_while_online_requests_come(
+    guard_band: float,
+) -> None:
+    core = scheduler(replace(replica(blocks=16), look_ahead=2), guard_band=guard_band)
+    for name, online in (("online", True), ("offline", False)):
+        sizes = request(name, prompt=150, cap=90, online=online)
+        core.submit(sizes, Forecast.exact(90), now=0.0)
+    assert dispatched(core, 0.0) == [("online", "a")]
+    core.submit(request("more", prompt=150, cap=90), Forecast.exact(90), now=1.0)
+    assert dispatched(core, 1.0) == [("more", "a")], "an online one is"
+    core.finished("a", "more", 9, now=2.0)
+    assert dispatched(core, 30.0) == []
+    assert dispatched(core, 90.0) == [("offline", "a")]
+
+
+def test_offline_work_leaves_places_in_the_batch_while_online_requests_come() -> None:
+    core = scheduler(replace(replica(slots=6, blocks=1000), look_ahead=2), guard_band=0.05)
+    core.submit(request("online"), forecast(), now=0.0)
+    for number in range(8):
+        core.submit(request(f"offline {number}", online=False), forecast(), now=0.0)
+    assert len(dispatched(core, 0.0)) == 1 + 1, "two places of four are left"
+    core.submit(request("more"), forecast(), now=1.0)
+    assert dispatched(core, 1.0) == [("more", "a")]
+    core.finished("a", "more", 9, now=2.0)
+    assert dispatched(core, 2.0) == []
+    assert len(dispatched(core, 90.0)) == 4, "all that are left, and two ahead"
+
+
+def test_offline_work_leaves_more_places_the_more_online_requests_come() -> None:
+    def left(every_s: float) -> int:
+        core = scheduler(replica(slots=100, blocks=10_000), guard_band=0.05)
+        for number in range(40):
+            core.submit(request(f"first {number}", online=False), forecast(), now=0.0)
+        dispatched(core, 0.0)
+        online = 0
+        for second in range(60):  # an offline request ends each second
+            if second < 40:
+                core.finished("a", f"first {second}", 9, now=float(second))
+            while online * every_s <= second:
+                core.submit(request(f"online {online}"), forecast(), now=float(second))
+                dispatched(core, float(second))
+                core.finished("a", f"online {online}", 9, now=float(second))
+                online += 1
+        for number in range(200):
+            core.submit(request(f"offline {number}", online=False), forecast(), now=60.0)
+        return 100 - len(dispatched(core, 60.0))
+
+    assert 1 <= left(every_s=20.0) < left(every_s=1.0) < left(every_s=0.5) <= 50
 
 
 def test_an_empty_replica_takes_a_request_that_needs_the_guard_band() -> None:
@@ -138,6 +191,19 @@ def test_submission_is_idempotent_and_a_later_attempt_supersedes() -> None:
     assert (dispatch.attempt, dispatch.request.generated_tokens) == (2, 7)
 
 
+def test_a_later_attempt_of_a_waiting_request_takes_its_place() -> None:
+    core = scheduler(policy_name="fcfs")
+    for name in ("x", "y"):
+        core.submit(request(name), forecast(), now=0.0)
+    assert core.submit(request("x", generated=7), forecast(), now=1.0, attempt=2)
+    assert not core.submit(request("x"), forecast(), now=1.0, attempt=1)
+    core.replica_joined(replica(slots=1), now=2.0)
+    (dispatch,) = core.decide(2.0)
+    assert isinstance(dispatch, Dispatch)
+    assert (dispatch.request.request_id, dispatch.attempt) == ("x", 2)
+    assert (dispatch.request.generated_tokens, core.waiting) == (7, 1)
+
+
 def test_cancelling_frees_the_replica_and_tells_it() -> None:
     core = scheduler(replica())
     core.submit(request("x"), forecast(), now=0.0)
@@ -156,6 +222,7 @@ def test_a_lost_replica_returns_its_requests_and_nothing_is_sent_to_it() -> None
     core.cancel(placed[0][0], now=0.5)
     lost = placed[0][1]
     orphans = core.replica_lost(lost, now=1.0)
+    assert set(orphans.values()) == {0.0}
     assert sorted(orphans) == sorted(n for n, r in placed[1:] if r == lost)
     assert core.decide(1.0) == []
     assert all(core.state(name) == "unknown" for name in orphans)

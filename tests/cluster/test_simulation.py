@@ -1,4 +1,4 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.scheduler import ClusterScheduler, Dispatch, Recall
 from cluster.simulation import StalledError
 from cluster.virtual_replica import FleetSpec
 from cluster.workload import WorkloadChunk, WorkloadError
 from policies.bundle import Policy, policy
+from policies.gate import MAX_EVICTIONS
 from replicas.batch_limits import BatchLimits
 from replicas.step_time import UnitStepTime
 from tests.cluster.simulated import LINEAR, chunk, fleet, rows_of
@@ -157,6 +159,48 @@ def test_equal_runs_are_equal_to_the_last_bit() -> None:
     second, again = rows_of([workload], fleet(replicas=3))
     pd.testing.assert_frame_equal(rows, again, check_exact=True)
     assert repr(first) == repr(second)
+
+
+@pytest.mark.parametrize("latency_s", [0.0, 0.02])
+@pytest.mark.parametrize("name", POLICIES)
+def test_engines_that_are_sent_requests_ahead_finish_all_of_them(
+    name: str, latency_s: float
+) -> None:
+    workload = chunk(200, 40.0, offline_share=0.3)
+    spec = replace(fleet(replicas=3, kv_blocks=160), look_ahead=2, dispatch_latency_s=latency_s)
+    result, rows = rows_of([workload], spec, name)
+    assert sorted(rows.request) == list(range(200))
+    assert result.output_tokens == workload.output_tokens.sum() == rows.output_tokens.sum()
+    assert result.evictions == rows.evictions.sum()
+    assert rows.evictions.max() <= MAX_EVICTIONS
+    assert result.wasted_tokens == 0
+    assert 0 < result.peak_memory_blocks <= 160
+    assert (rows.dispatched_s < rows.first_token_s).all()
+    again, same = rows_of([workload], spec, name)
+    pd.testing.assert_frame_equal(rows, same, check_exact=True)
+    assert repr(result) == repr(again)
+
+
+def test_requests_that_wait_in_a_virtual_engine_go_on_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decided: list[Dispatch | Recall] = []
+    decide = ClusterScheduler.decide
+
+    def watched(self: ClusterScheduler, now: float) -> list[Dispatch | Recall]:
+        actions = decide(self, now)
+        decided.extend(actions)
+        return actions
+
+    monkeypatch.setattr(ClusterScheduler, "decide", watched)
+    spec = replace(fleet(replicas=3, kv_blocks=160), look_ahead=2, dispatch_latency_s=0.02)
+    rows_of([chunk(300)], spec, "a_min")
+    recalls = [action for action in decided if isinstance(action, Recall)]
+    attempts = {a.request.request_id: a.attempt for a in decided if isinstance(a, Dispatch)}
+    assert len(recalls) > 10
+    assert max(attempts.values()) > 1
+    went_on = sum(attempt - 1 for attempt in attempts.values())
+    assert 0.8 * len(recalls) <= went_on <= len(recalls), "but for those that had finished"
 
 
 def test_chunks_are_as_good_as_one() -> None:

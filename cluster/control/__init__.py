@@ -1,0 +1,1 @@
+"""What the controller is made of; `cluster.controller` puts it together."""

@@ -1,0 +1,1 @@
+"""What stands around vLLM's server in a gateway process; `cluster.gateway` puts it together."""

@@ -1,0 +1,1 @@
+"""What happened: a row per finished request, percentiles, counts of faults."""
