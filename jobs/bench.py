@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
-import psutil
-import ray
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cluster.call import GenerationRequest
-from cluster.client import ClusterClient
 from cluster.config import ClusterConfig
-from cluster.ledger import Replica
-from cluster.lifecycle import connect_ray, create_controller, stop_controller
-from cluster.rehearsal import rehearse
+from cluster.control.rehearsal import rehearse
 from cluster.scheduler import ClusterScheduler, Dispatch
+from jobs.bench_faults import faults_command
+from jobs.bench_gateway import gateway_command
+from jobs.bench_look_ahead import look_ahead_command
+from jobs.bench_memory import memory_command
+from jobs.bench_mixed import mixed_command
+from jobs.bench_observing import observing_command
+from jobs.bench_overload import overload_command
 from jobs.bench_parity import parity_command
+from jobs.bench_predictor import predictor_command
+from jobs.bench_pressure import pressure_command
+from jobs.bench_scheduler import scheduler_command
 from jobs.bench_simulation import simulation_command
 from jobs.bench_throughput import compare
 from jobs.options import with_config
 from policies.bundle import DEFAULT_POLICY, policy
 from policies.forecast import Forecast
+from policies.ledger import Replica
 from policies.request import Request
 
 bench = typer.Typer(help="Measure the scheduler, every figure beside its reference.")
 console = Console()
 
+bench.command("faults")(with_config(faults_command))
+bench.command("gateway")(with_config(gateway_command))
+bench.command("look-ahead")(with_config(look_ahead_command))
+bench.command("memory")(with_config(memory_command))
+bench.command("mixed")(with_config(mixed_command))
+bench.command("observing")(with_config(observing_command))
+bench.command("overload")(with_config(overload_command))
 bench.command("parity")(with_config(parity_command))
+bench.command("predictor")(with_config(predictor_command))
+bench.command("pressure")(with_config(pressure_command))
+bench.command("scheduler")(scheduler_command)
 bench.command("simulation")(simulation_command)
 
 MIB = 1 << 20
@@ -153,51 +167,3 @@ def throughput(
 ) -> None:
     """Compare the cluster with plain vllm.LLM engines that are pinned and configured alike."""
     console.print(compare(config, str(prompts), max_tokens, rounds))
-
-
-@bench.command()
-@with_config
-def memory(
-    config: ClusterConfig,
-    queued: Annotated[int, typer.Option(min=1, help="Requests to queue.")] = 100_000,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 2000,
-) -> None:
-    """Measure the controller's memory with a long queue of long prompts and no replica."""
-    import asyncio
-
-    started_ray = connect_ray(config.ray.address)
-    settings = config.model_copy(
-        update={"replicas": config.replicas.model_copy(update={"count": 0})}
-    )
-    controller = create_controller(settings, detached=False)
-    try:
-        before = ray.get(controller.memory_bytes.remote())
-        after = asyncio.run(_fill(controller, queued, prompt_tokens))
-    finally:
-        stop_controller(controller)
-        if started_ray:
-            ray.shutdown()
-    console.print(
-        f"controller with {queued:,} queued prompts of {prompt_tokens:,} tokens: "
-        f"{after / MIB:,.0f} MiB resident, {before / MIB:,.0f} MiB when empty; "
-        f"this client: {psutil.Process(os.getpid()).memory_info().rss / MIB:,.0f} MiB"
-    )
-
-
-async def _fill(controller: Any, queued: int, prompt_tokens: int) -> int:
-    import asyncio
-
-    async with ClusterClient(controller) as client:
-        prompt = list(range(prompt_tokens))
-        calls = [
-            asyncio.create_task(
-                client.complete(GenerationRequest(f"memory/{i}", prompt, max_tokens=256))
-            )
-            for i in range(queued)
-        ]
-        while (await client.status()).waiting < queued:
-            await asyncio.sleep(0.5)
-        resident: int = await controller.memory_bytes.remote()
-        for call in calls:
-            call.cancel()
-        return resident

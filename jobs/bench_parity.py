@@ -138,7 +138,7 @@ def compare(recording: Recording, config: ClusterConfig) -> Iterator[Comparison]
         limits=recording.limits,
         step_time=at_once.step_time,
         max_model_len=config.replicas.max_model_len,
-        look_ahead=config.replicas.look_ahead,
+        look_ahead=config.replicas.slots_ahead,
     )
     policy = config.build_policy()
     for load, run in recording.runs.items():

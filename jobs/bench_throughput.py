@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -9,16 +10,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.table import Table
 
+from cluster.call import GenerationRequest
+from cluster.client import ClusterClient
 from cluster.config import ClusterConfig
 from cluster.lifecycle import running_cluster
+from cluster.membership.engine_choice import engine_spec
 from cluster.prompts import PromptEncoder
-from cluster.replica_set import engine_spec
 from jobs.reading.inputs import JobRow, open_input
+from policies.request import RequestClass
 
 Work = list[tuple[list[int], int]]
 """Prompts as token ids, each with its `max_tokens`."""
@@ -38,15 +41,7 @@ class Arm(msgspec.Struct):
 
 def compare(config: ClusterConfig, input_uri: str, max_tokens: int, rounds: int) -> Table:
     """Run both arms in turn and tell their throughputs, ratio and whether the answers agree."""
-    encoder = PromptEncoder(config.model)
-    work: Work = [
-        (
-            encoder.encode(row.messages if row.messages is not None else row.prompt or ""),
-            int(row.sampling.get("max_tokens", max_tokens)),
-        )
-        for row in open_input(input_uri).rows()
-        if isinstance(row, JobRow)
-    ]
+    work = work_of(config, input_uri, max_tokens)
     table = Table(
         title=f"{len(work):,} prompts, greedy, {config.replicas.count} engines of {config.model}",
         title_justify="left",
@@ -66,45 +61,58 @@ def compare(config: ClusterConfig, input_uri: str, max_tokens: int, rounds: int)
     return table
 
 
+def work_of(config: ClusterConfig, input_uri: str, max_tokens: int) -> Work:
+    """The prompts of a file, each with its own cap or this one."""
+    encoder = PromptEncoder(config.model)
+    return [
+        (
+            encoder.encode(row.messages if row.messages is not None else row.prompt or ""),
+            int(row.sampling.get("max_tokens", max_tokens)),
+        )
+        for row in open_input(input_uri).rows()
+        if isinstance(row, JobRow)
+    ]
+
+
 def _cluster(config: ClusterConfig, work: Work) -> Arm:
     """All prompts at once through a fresh cluster."""
-    import asyncio
-
-    from cluster.call import GenerationRequest
-    from cluster.client import ClusterClient
-    from policies.request import RequestClass
-
-    async def run(controller: Any) -> Arm:
-        async with ClusterClient(controller) as client:
-            started = time.perf_counter()
-            completions = await asyncio.gather(
-                *(
-                    client.complete(
-                        GenerationRequest(
-                            f"bench/{i}",
-                            prompt,
-                            cap,
-                            {"temperature": 0.0},
-                            request_class=RequestClass.OFFLINE,
-                        )
-                    )
-                    for i, (prompt, cap) in enumerate(work)
-                )
-            )
-            wall_s = time.perf_counter() - started
-        failed = [c.error for c in completions if c.error]
-        if failed:
-            raise RuntimeError(f"{len(failed)} prompts failed, the first with: {failed[0]}")
-        return Arm(wall_s, [c.token_ids for c in completions])
-
     with running_cluster(config) as (controller, _):
-        return asyncio.run(run(controller))
+        return asyncio.run(run_through(ClusterClient(controller), work))
+
+
+async def run_through(client: ClusterClient, work: Work) -> Arm:
+    """All prompts at once, as offline requests, through a client that was not entered yet.
+
+    Raises:
+        RuntimeError: One failed.
+    """
+    async with client:
+        started = time.perf_counter()
+        completions = await asyncio.gather(
+            *(
+                client.complete(
+                    GenerationRequest(
+                        f"bench/{i}",
+                        prompt,
+                        cap,
+                        {"temperature": 0.0},
+                        request_class=RequestClass.OFFLINE,
+                    )
+                )
+                for i, (prompt, cap) in enumerate(work)
+            )
+        )
+        wall_s = time.perf_counter() - started
+    failed = [c.error for c in completions if c.error]
+    if failed:
+        raise RuntimeError(f"{len(failed)} prompts failed, the first with: {failed[0]}")
+    return Arm(wall_s, [c.token_ids for c in completions])
 
 
 def run_direct(config: ClusterConfig, work: Work) -> Arm:
     """The prompts dealt in turn to one `vllm.LLM` process per replica, started together."""
     count, each = config.replicas.count, config.replicas.cpus_per_replica
-    spec = engine_spec(config, on_gpu=False)
+    spec = engine_spec(config, on_gpu=False, plain=True)
     cores = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         processes = []

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cluster.config import ClusterConfig
 from cluster.lifecycle import StartError, connect_ray
-from cluster.replica_set import engine_spec, uses_gpus
+from cluster.membership.engine_choice import engine_spec, uses_gpus
 from policies.batch import Floats
 from replicas.calibration import Calibration, fit, save_step_time
 from replicas.protocol import EngineInfo, EngineStartError
@@ -87,7 +87,9 @@ def _measure(config: ClusterConfig, output_tokens: int, seed: int) -> tuple[Engi
     try:
         ray.get(placed.__ray_ready__.remote(), timeout=replicas.placement_timeout_s)
         measured: tuple[EngineInfo, Floats] = ray.get(
-            placed.measure.remote(engine_spec(config, on_gpu), cores, output_tokens, seed)
+            placed.measure.remote(
+                engine_spec(config, on_gpu, plain=True), cores, output_tokens, seed
+            )
         )
     except ray.exceptions.GetTimeoutError as error:
         raise StartError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
-import ray
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cluster.asking import asked
 from cluster.client import NoClusterError, connect_controller
 from cluster.config import ClusterConfig, fields
 from cluster.lifecycle import (
@@ -28,11 +28,24 @@ from jobs.bench import bench
 from jobs.calibrate import calibrate
 from jobs.command import run
 from jobs.doctor import examine
+from jobs.evaluate import evaluate_command
+from jobs.figures import energy, meter
+from jobs.fit_labels import fit_labels_command
+from jobs.forecast import forecast
 from jobs.generate import generate
+from jobs.label import label
+from jobs.metrics import metrics
 from jobs.options import shown, with_config
 from jobs.replay import replay_command
+from jobs.rows_report import report
+from jobs.scale import scale
 from jobs.score import score
+from jobs.serve import serve
 from jobs.simulate import simulate
+from jobs.top import top
+from jobs.train import train_command
+from jobs.why import why
+from replicas.protocol import EnergyTotals
 
 app = typer.Typer(
     name="tiebreak",
@@ -45,10 +58,22 @@ console = Console()
 messages = Console(stderr=True)
 
 app.command()(with_config(generate))
+app.command()(with_config(serve))
+app.command()(with_config(label))
+app.command("fit-labels")(fit_labels_command)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command()(with_config(forecast))
 app.command()(with_config(calibrate))
 app.command("replay")(replay_command)
+app.command()(report)
+# A negative number must not be taken for an option.
+app.command(context_settings={"ignore_unknown_options": True})(with_config(scale))
+app.command()(with_config(top))
+app.command()(with_config(why))
 app.add_typer(bench, name="bench")
 app.command()(simulate)
+app.command()(metrics)
 app.command()(score)
 
 
@@ -97,7 +122,7 @@ def status(
 ) -> None:
     """Show the running cluster: its queue and its replicas."""
     connect_ray(config.ray.address, start_local=False)
-    current: ClusterStatus = ray.get(connect_controller().status.remote())
+    current: ClusterStatus = asked(connect_controller().status)
     if json:
         import msgspec
 
@@ -152,12 +177,16 @@ def _print_status(status: ClusterStatus) -> None:
     console.print(
         f"policy {status.policy}, model {status.model}: {status.waiting:,} waiting, "
         f"{status.running:,} running, {status.finished:,} finished, {status.refused:,} refused; "
-        f"forecasts: {status.predictor}",
+        f"{status.preemptions:,} evictions, {status.recalls:,} recalls to another replica, "
+        f"{status.recomputed_tokens:,} tokens computed again; forecasts: {status.predictor}",
         highlight=False,
+        markup=False,
     )
     if status.journal:
         console.print(f"journal: {status.journal}", highlight=False, markup=False)
-    columns = ("replica", "state", "where", "engine", "runs", "KV blocks", "peak", "joules")
+    if status.rows:
+        console.print(f"finished requests: {status.rows}", highlight=False, markup=False)
+    columns = ("replica", "state", "where", "engine", "runs", "KV blocks", "peak", "energy")
     table = Table(*columns, box=None, pad_edge=False)
     for r in status.replicas:
         devices = f" cores {r.cores}" if r.cores else f" GPUs {r.gpus}" if r.gpus else ""
@@ -169,9 +198,14 @@ def _print_status(status: ClusterStatus) -> None:
             f"{r.running} of {r.slots}",
             f"{r.used_blocks:,} of {r.kv_blocks:,}",
             f"{r.projected_peak_blocks:,}",
-            "not measured" if r.total_joules is None else f"{r.total_joules:,.0f}",
+            _metered(r.energy),
         )
     console.print(table)
+
+
+def _metered(totals: EnergyTotals) -> str:
+    what = meter(totals.source)
+    return what if totals.source == "none" else f"{energy(totals.metered_joules)}, {what}"
 
 
 def main(words: Sequence[str] | None = None) -> NoReturn:

@@ -13,9 +13,11 @@ from rich.markup import escape
 
 from cluster.client import NoClusterError
 from cluster.config import ConfigError
+from cluster.endpoint.listener import PortInUseError
 from cluster.lifecycle import RayUnreachableError, StartError
 from cluster.workload import WorkloadError
 from jobs.errors import InputError, OutputError
+from predictor.errors import PredictorError
 from replicas.embedded_model import ModelNotFoundError
 from replicas.step_time import StepTimeError
 
@@ -25,6 +27,8 @@ USER_ERRORS = (
     ModelNotFoundError,
     NoClusterError,
     OutputError,
+    PortInUseError,
+    PredictorError,
     RayUnreachableError,
     StartError,
     StepTimeError,

@@ -1,65 +1,62 @@
-"""`tiebreak generate`: the options of an offline job, its progress bar and its report."""
+"""`tiebreak generate`: the options of an offline job and its report."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import json
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import ray
 import typer
-import yaml
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as ProgressBar
 
-from cluster.config import ClusterConfig, ConfigError
-from cluster.lifecycle import find_controller, running_cluster
+from cluster.config import ClusterConfig
 from cluster.prompts import PromptEncoder
 from jobs.command import run
-from jobs.errors import InputError
-from jobs.generate_job import GenerateJob, GenerateOptions, Progress, RunResult
-from jobs.options import given_model, with_config
-from jobs.reading.inputs import InputFormat, InputOptions, JobInput, open_input
-from jobs.reading.sampling import SAMPLING_NAMES, SamplingError, checked_sampling
-from jobs.report import COLUMNS, OutputReport, render
-from jobs.writing.manifest import JobFolder, claim_folder
-from jobs.writing.ordered import write_openai_batch, write_ordered
+from jobs.energy_budget import EnergyBudget, check_budget, joules_in
+from jobs.generate_job import GenerateOptions
+from jobs.job_options import (
+    OUTPUT_PANEL,
+    SAMPLING_PANEL,
+    ChatTemplate,
+    Delimiter,
+    FlushSeconds,
+    IdColumn,
+    InputFormatOption,
+    InputUri,
+    MessagesColumn,
+    Overwrite,
+    PromptColumn,
+    ReportJson,
+    RetryErrors,
+    SamplingPairs,
+    Temperature,
+    Window,
+    sampling_options,
+)
+from jobs.offline_job import (
+    complete,
+    effective_config,
+    messages,
+    output_report,
+    run_rows,
+    say_complete,
+    shown_place,
+)
+from jobs.options import with_config
+from jobs.reading.inputs import InputOptions, open_input
+from jobs.report import render
+from jobs.writing.manifest import claim_folder
+from jobs.writing.ordered import ORDERED, write_openai_batch, write_ordered
 from jobs.writing.outputs import ResultWriter
-from jobs.writing.parts import ERRORS, RESULTS, count_rows, live_files, read_batches
 
 console = Console()
-messages = Console(stderr=True)
 
-INPUT_PANEL = "Input"
-SAMPLING_PANEL = "Sampling"
-OUTPUT_PANEL = "Output"
-
-LOG_INTERVAL_S = 10.0
-"""How often progress is printed where there is no terminal to draw a bar on."""
+PAUSED_STATUS = 3
+"""Exit status of a job that pauses because its energy budget is spent."""
 
 
 def generate(
     config: ClusterConfig,
-    input_uri: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            help="File, folder, glob or URI with prompts: JSONL (plain or OpenAI batch lines), "
-            "Parquet, CSV or text lines.",
-            rich_help_panel=INPUT_PANEL,
-        ),
-    ],
+    input_uri: InputUri,
     output_uri: Annotated[
         str,
         typer.Option(
@@ -68,32 +65,12 @@ def generate(
             rich_help_panel=OUTPUT_PANEL,
         ),
     ],
-    input_format: Annotated[
-        InputFormat | None,
-        typer.Option("--format", help="Default: from the file names.", rich_help_panel=INPUT_PANEL),
-    ] = None,
-    prompt_column: Annotated[
-        str | None,
-        typer.Option(help="Column of prompts. Default: prompt.", rich_help_panel=INPUT_PANEL),
-    ] = None,
-    messages_column: Annotated[
-        str | None,
-        typer.Option(help="Column of chats. Default: messages.", rich_help_panel=INPUT_PANEL),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of row ids. Default: id, row_id or custom_id if there; '' numbers rows.",
-            rich_help_panel=INPUT_PANEL,
-        ),
-    ] = None,
-    chat_template: Annotated[
-        bool,
-        typer.Option(
-            help="Put each prompt to the model as a user's chat message.",
-            rich_help_panel=INPUT_PANEL,
-        ),
-    ] = True,
+    input_format: InputFormatOption = None,
+    prompt_column: PromptColumn = None,
+    messages_column: MessagesColumn = None,
+    id_column: IdColumn = None,
+    delimiter: Delimiter = None,
+    chat_template: ChatTemplate = True,
     max_tokens: Annotated[
         int,
         typer.Option(
@@ -102,26 +79,12 @@ def generate(
             rich_help_panel=SAMPLING_PANEL,
         ),
     ] = 256,
-    temperature: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="0 decodes greedily. Default: vLLM's, 1.",
-            rich_help_panel=SAMPLING_PANEL,
-        ),
-    ] = None,
+    temperature: Temperature = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Makes sampling repeatable.", rich_help_panel=SAMPLING_PANEL),
     ] = None,
-    sampling: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Any other sampling parameter, e.g. top_p=0.9; may be repeated.",
-            rich_help_panel=SAMPLING_PANEL,
-        ),
-    ] = None,
+    sampling: SamplingPairs = None,
     token_ids: Annotated[
         bool, typer.Option(help="Write token ids too.", rich_help_panel=OUTPUT_PANEL)
     ] = False,
@@ -132,42 +95,20 @@ def generate(
             rich_help_panel=OUTPUT_PANEL,
         ),
     ] = False,
-    overwrite: Annotated[
-        bool,
+    energy_budget: Annotated[
+        float | None,
         typer.Option(
-            "--overwrite",
-            help="Delete what an earlier job left in the output folder.",
-            rich_help_panel=OUTPUT_PANEL,
-        ),
-    ] = False,
-    retry_errors: Annotated[
-        bool,
-        typer.Option(
-            "--retry-errors",
-            help="Run the rows again that ended in errors.",
-            rich_help_panel=OUTPUT_PANEL,
-        ),
-    ] = False,
-    window: Annotated[
-        int,
-        typer.Option(
-            min=1,
-            help="Rows in flight at once, from which the policy chooses.",
+            metavar="JOULES",
+            help="Energy that the answers may cost; then the job pauses with exit status 3, and "
+            "the same command with a larger budget goes on.",
             rich_help_panel=SAMPLING_PANEL,
         ),
-    ] = 8192,
-    flush_s: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            help="Seconds of finished work that a kill of this process can cost.",
-            rich_help_panel=OUTPUT_PANEL,
-        ),
-    ] = 5.0,
-    report_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT_PANEL),
-    ] = False,
+    ] = None,
+    overwrite: Overwrite = False,
+    retry_errors: RetryErrors = False,
+    window: Window = 8192,
+    flush_s: FlushSeconds = 5.0,
+    report_json: ReportJson = False,
 ) -> None:
     """Generate answers for a file of prompts on a running cluster, or on one made for the job."""
     source = open_input(
@@ -177,18 +118,19 @@ def generate(
             prompt_column=prompt_column,
             messages_column=messages_column,
             id_column=id_column,
+            delimiter=delimiter,
         ),
     )
     summary = source.check()
     options = GenerateOptions(
         max_tokens=max_tokens,
-        sampling=_sampling(sampling or [], temperature, seed),
+        sampling=sampling_options(sampling, temperature=temperature, seed=seed),
         chat_template=chat_template,
         token_ids=token_ids,
         window=window,
     )
-    controller = find_controller(config.ray.address)
-    config = _of_running_cluster(config, controller)
+    config = effective_config(config)
+    check_budget(energy_budget, config)
     identity = {
         "input": source.identity(),
         "model": config.model,
@@ -206,154 +148,60 @@ def generate(
         retry_errors=retry_errors,
     ) as folder:
         if folder.is_complete:
-            messages.print(
-                f"{output_uri} is complete already: {folder.manifest.result_rows:,} results, "
-                f"{folder.manifest.error_rows:,} errors; --overwrite starts anew"
+            if ordered and ORDERED not in folder.storage.names():
+                write_ordered(folder.storage)
+            say_complete(folder, output_uri)
+            return
+        spent_joules = max(folder.manifest.spent_joules, joules_in(folder.storage))
+        budget = EnergyBudget(energy_budget, spent_joules)
+        if budget.is_spent:
+            _say_paused(budget.told())
+            raise typer.Exit(PAUSED_STATUS)
+        folder.resume()
+        writer = ResultWriter(folder.storage, flush_interval_s=flush_s)
+        encoder = PromptEncoder(config.model)
+        result = run_rows(
+            config,
+            source,
+            folder,
+            writer,
+            encoder,
+            options,
+            title="generating",
+            rows=summary.rows,
+            budget=budget,
+        )
+        report = output_report(folder.storage)
+        if result.paused:
+            folder.pause(
+                budget.told(), spent_joules=budget.spent_joules, report=report.as_dict(result)
             )
+        elif not result.interrupted:
+            if source.is_openai_batch:
+                write_openai_batch(folder.storage)
+            if ordered:
+                write_ordered(folder.storage)
+            complete(folder, report, report.as_dict(result), rows=result.rows)
+        if report_json:
+            console.print_json(data=report.as_dict(result))
         else:
-            writer = ResultWriter(folder.storage, flush_interval_s=flush_s)
-            result = _run(config, source, summary.rows, folder, writer, options)
-            report = _finish(folder, source, result, ordered)
-            if report_json:
-                console.print_json(data=report.as_dict(result))
-            else:
-                console.print(render(report, result))
-                place = output_uri if "://" in output_uri else str(Path(output_uri).resolve())
-                console.print(f"answers in {place}/parts", soft_wrap=True, highlight=False)
-            if result.interrupted:
-                messages.print("interrupted; the same command goes on where this run stopped")
-                raise typer.Exit(130)
+            console.print(render(report, result))
+            place = shown_place(output_uri)
+            console.print(f"answers in {place}/parts", soft_wrap=True, highlight=False)
+        if result.interrupted:
+            messages.print("interrupted; the same command goes on where this run stopped")
+            raise typer.Exit(130)
+        if result.paused:
+            _say_paused(budget.told())
+            raise typer.Exit(PAUSED_STATUS)
 
 
-def _run(
-    config: ClusterConfig,
-    source: JobInput,
-    rows: int | None,
-    folder: JobFolder,
-    writer: ResultWriter,
-    options: GenerateOptions,
-) -> RunResult:
-    encoder = PromptEncoder(config.model)
-    if options.chat_template and not encoder.has_chat_template:
-        raise InputError(
-            f"model {config.model!r} has no chat template: pass --no-chat-template to send prompts "
-            "as they are"
-        )
-    with contextlib.ExitStack() as exit_stack:
-        with messages.status("starting the cluster and loading the model"):
-            controller, _ = exit_stack.enter_context(running_cluster(config))
-        for replica in ray.get(controller.status.remote()).replicas:
-            if replica.state == "failed":
-                messages.print(f"{replica.replica_id} did not start: {replica.error}", markup=False)
-        with JobProgress(rows, done=writer.result_rows + writer.error_rows) as progress:
-            job = GenerateJob(
-                controller, source, writer, encoder, options, _job_id(folder), progress.update
-            )
-            return asyncio.run(job.run())
-
-
-def _finish(folder: JobFolder, source: JobInput, result: RunResult, ordered: bool) -> OutputReport:
-    """Read the parts for the report, and once every row has ended close the job."""
-    report = OutputReport()
-    for name in live_files(folder.storage, RESULTS):
-        for batch in read_batches(folder.storage, name, COLUMNS):
-            report.add(batch.to_pandas())
-    if not result.interrupted:
-        if source.is_openai_batch:
-            write_openai_batch(folder.storage)
-        if ordered:
-            write_ordered(folder.storage)
-        errors = count_rows(folder.storage, ERRORS)
-        folder.complete(
-            rows=report.rows + errors,
-            result_rows=report.rows,
-            error_rows=errors,
-            now_unix_s=time.time(),
-            report=report.as_dict(result),
-        )
-    return report
-
-
-def _of_running_cluster(config: ClusterConfig, controller: Any | None) -> ClusterConfig:
-    """The configuration of the cluster that is joined, if one runs."""
-    if controller is None:
-        return config
-    running = ClusterConfig(**ray.get(controller.config.remote()))
-    wanted = given_model(config)
-    if wanted is not None and wanted != running.model:
-        raise ConfigError(
-            f"--model is {wanted!r}, but the running cluster serves {running.model!r}: leave "
-            "--model out, or `tiebreak down` first"
-        )
-    messages.print(f"joining the running cluster: {running.model}, policy {running.policy.name}")
-    return running
-
-
-def _sampling(pairs: list[str], temperature: float | None, seed: int | None) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator or name not in SAMPLING_NAMES:
-            known = ", ".join(sorted(SAMPLING_NAMES))
-            raise ConfigError(f"--sampling {pair!r} is not NAME=VALUE with a name among: {known}")
-        values[name] = yaml.safe_load(text)
-    if temperature is not None:
-        values["temperature"] = temperature
-    if seed is not None:
-        values["seed"] = seed
-    try:
-        return checked_sampling(values)
-    except SamplingError as error:
-        raise ConfigError(f"--sampling: {error}") from None
-
-
-def _job_id(folder: JobFolder) -> str:
-    """The same for every run of the job, so that a run continues under its predecessor's ids."""
-    text = json.dumps([folder.storage.uri, folder.manifest.identity], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-class JobProgress:
-    """A progress bar on a terminal, a line every few seconds elsewhere."""
-
-    def __init__(self, rows: int | None, done: int) -> None:
-        self._done = done
-        self._rows = rows
-        self._last_log_s = time.monotonic()
-        self._bar = ProgressBar(
-            TextColumn("[bold]generating"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=messages,
-            disable=not messages.is_terminal,
-        )
-        self._task = self._bar.add_task("generate", total=rows, completed=done, rate="")
-        self._started_s = time.monotonic()
-
-    def __enter__(self) -> JobProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._bar.stop()
-
-    def update(self, progress: Progress) -> None:
-        """Show what the job has done."""
-        now_s = time.monotonic()
-        completed = self._done + progress.finished + progress.errors
-        rate = f"{progress.output_tokens / max(now_s - self._started_s, 1e-9):,.0f} tokens/s"
-        if progress.errors:
-            rate += f", {progress.errors:,} errors"
-        if progress.disk_full:
-            rate += ", NO ROOM for the output: free some space, nothing is lost"
-        self._bar.update(self._task, completed=completed, rate=rate)
-        if not messages.is_terminal and now_s - self._last_log_s >= LOG_INTERVAL_S:
-            self._last_log_s = now_s
-            of = f" of {self._rows:,}" if self._rows else ""
-            messages.print(f"{completed:,}{of} rows, {rate}")
+def _say_paused(why: str) -> None:
+    messages.print(
+        f"paused: {why}; the same command with a larger --energy-budget goes on",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

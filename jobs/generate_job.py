@@ -12,15 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.call import Completion, GenerationRequest
-from cluster.client import ClusterClient, ClusterLostError
+from cluster.client import ClusterClient
 from cluster.messages import ClusterStatus
 from cluster.prompts import PromptEncoder
-from jobs.reading.inputs import BadRow, JobInput, JobRow
+from jobs.energy_budget import EnergyBudget
+from jobs.reading.inputs import BadRow, JobRow
+from jobs.reading.row_source import RowSource
 from jobs.writing.outputs import OutputFullError, ResultRow, ResultWriter
 from policies.request import RequestClass
 
 READ_CHUNK = 64
 """Rows that are read and tokenized at a time, in a thread beside the event loop."""
+
+LOOK_AGAIN_S = 0.5
+"""Longest wait for a row to end before signals and the clock are looked at."""
 
 FULL_DISK_RETRY_S = 10.0
 """Pause before a flush is tried again when there was no room for it."""
@@ -67,6 +72,8 @@ class RunResult:
         interrupted: It was asked to stop; the rest is left for the next run.
         before: The cluster when it began.
         after: The cluster when it ended.
+        rows: Rows that the source gave, in this run and in earlier ones.
+        paused: Why it stopped before all rows had ended, without being asked to; empty: it did not.
     """
 
     progress: Progress
@@ -74,6 +81,8 @@ class RunResult:
     interrupted: bool
     before: ClusterStatus
     after: ClusterStatus
+    rows: int
+    paused: str = ""
 
 
 class GenerateJob:
@@ -89,31 +98,41 @@ class GenerateJob:
         options: How to generate.
         job_id: Prefix of the request ids; the same for every run of the job, so that a run which
             follows a killed one takes over what its predecessor left in the cluster.
+        job: The job's name in the cluster's statistics.
         on_progress: Called after every change.
+        budget: What the rows may cost; None: any amount of energy.
     """
 
     def __init__(
         self,
         controller: Any,
-        source: JobInput,
+        source: RowSource,
         writer: ResultWriter,
         encoder: PromptEncoder,
         options: GenerateOptions,
         job_id: str,
+        job: str,
         on_progress: Callable[[Progress], None],
+        budget: EnergyBudget | None = None,
     ) -> None:
         self._controller = controller
         self._writer = writer
         self._encoder = encoder
         self._options = options
         self._job_id = job_id
+        self._job = job
         self._on_progress = on_progress
         self._progress = Progress()
         self._rows: Iterator[JobRow | BadRow] = source.rows(skip=writer.finished)
+        self._rows_given = len(writer.finished)
         self._ended: asyncio.Queue[tuple[JobRow, Completion]] = asyncio.Queue()
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[asyncio.Task[None], str] = {}
+        self._budget = budget or EnergyBudget(None)
+        self._sources: dict[str, str] = {}
+        self._is_pausing = False
+        self._paused = ""
         self._stopping = False
-        self._lost: ClusterLostError | None = None
+        self._failure: Exception | None = None
 
     async def run(self) -> RunResult:
         """Generate everything that is not finished yet.
@@ -121,34 +140,44 @@ class GenerateJob:
         Raises:
             ClusterLostError: The controller is gone; what has finished is written, the rest is left
                 for the next run.
+            ConfigError: There is an energy budget, and nobody measures energy.
         """
         started_s = time.monotonic()
         with self._stop_on_signals():
             async with ClusterClient(self._controller) as client:
+                await self._budget.check_meters(client)
                 before = await client.status()
-                await self._stream(client)
-                if self._lost is not None:
+                self._note_sources(before)
+                try:
+                    await self._stream(client)
+                finally:
+                    # Whatever ended it, and before the cluster is asked again, which may be gone.
                     await asyncio.to_thread(self._writer.close)
-                    raise self._lost
+                if self._failure is not None:
+                    raise self._failure
                 after = await client.status()
-        await asyncio.to_thread(self._writer.close)
         wall_s = time.monotonic() - started_s
-        return RunResult(self._progress, wall_s, self._stopping, before, after)
+        paused = "" if self._stopping else self._paused
+        return RunResult(
+            self._progress, wall_s, self._stopping, before, after, self._rows_given, paused
+        )
 
     async def _stream(self, client: ClusterClient) -> None:
         exhausted = False
         while not self._stopping:
             room = self._options.window - len(self._running)
+            if self._budget.is_spent and not self._is_pausing:
+                exhausted = self._is_pausing = True
+                await self._take_back(client)
             if room > 0 and not exhausted and not self._progress.disk_full:
                 chunk = await asyncio.to_thread(self._read, min(room, READ_CHUNK))
                 exhausted = not chunk
                 self._start(client, chunk)
-                self._collect()
-            elif self._running:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.5):
-                        self._record(*await self._ended.get())
-                self._collect()
+                await self._collect(client)
+            # A task may have ended since the last look into the queue.
+            elif self._running or not self._ended.empty():
+                await self._wait_for_an_end(client)
+                await self._collect(client)
             elif not self._progress.disk_full:
                 return
             else:
@@ -162,6 +191,7 @@ class GenerateJob:
         """The next rows with their requests; a row that cannot be encoded becomes a bad one."""
         chunk: list[tuple[JobRow | BadRow, GenerationRequest | None]] = []
         for row in itertools.islice(self._rows, most):
+            self._rows_given += 1
             if isinstance(row, BadRow):
                 chunk.append((row, None))
                 continue
@@ -186,6 +216,9 @@ class GenerateJob:
             max_tokens=max_tokens,
             sampling=sampling,
             request_class=RequestClass.ONLINE if options.online else RequestClass.OFFLINE,
+            text=row.excerpt,
+            patient=True,
+            job=self._job,
         )
 
     def _start(
@@ -199,27 +232,59 @@ class GenerateJob:
                 self._record_error(row)
                 continue
             task = asyncio.create_task(self._generate(client, row, request))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._running[task] = request.request_id
+            task.add_done_callback(self._running.pop)
 
     async def _generate(
         self, client: ClusterClient, row: JobRow, request: GenerationRequest
     ) -> None:
         try:
             self._ended.put_nowait((row, await client.complete(request)))
-        except ClusterLostError as error:
-            self._lost = error
+        except Exception as error:  # raised by `run`: a row that ends nowhere would be lost
+            self._failure = error
             self._stopping = True
 
-    def _collect(self) -> None:
-        while not self._ended.empty():
-            self._record(*self._ended.get_nowait())
+    async def _take_back(self, client: ClusterClient) -> None:
+        """The budget is spent: cancel what no replica has begun. What runs ends."""
+        waiting = [task for task, name in self._running.items() if client.waits(name)]
+        for task in waiting:
+            task.cancel()
+        if waiting or await asyncio.to_thread(next, self._rows, None) is not None:
+            self._paused = "energy budget"
 
-    def _record(self, row: JobRow, completion: Completion) -> None:
+    async def _wait_for_an_end(self, client: ClusterClient) -> None:
+        try:
+            async with asyncio.timeout(LOOK_AGAIN_S):
+                ended = await self._ended.get()
+        except TimeoutError:
+            return
+        # Not within the timeout: it would lose the row.
+        await self._record(client, *ended)
+
+    async def _collect(self, client: ClusterClient) -> None:
+        while not self._ended.empty():
+            await self._record(client, *self._ended.get_nowait())
+
+    def _note_sources(self, status: ClusterStatus) -> None:
+        self._sources |= {r.replica_id: r.energy.source for r in status.replicas}
+
+    async def _source(self, client: ClusterClient, completion: Completion) -> str | None:
+        """Who metered an answer; None: nobody."""
+        if completion.energy_joules is None:
+            return None
+        if completion.replica_id not in self._sources:  # it has come since
+            self._note_sources(await client.status())
+        return self._sources.get(completion.replica_id)
+
+    async def _record(self, client: ClusterClient, row: JobRow, completion: Completion) -> None:
+        if completion.replica_id:
+            self._budget.spend(completion.energy_joules)
         if completion.finish_reason == "error":
             self._record_error(row.failed(completion.error))
             return
-        self._writer.add(result_row(row, completion, self._encoder.model, self._options.token_ids))
+        source = await self._source(client, completion)
+        model, token_ids = self._encoder.model, self._options.token_ids
+        self._writer.add(result_row(row, completion, model, token_ids, source))
         self._progress.finished += 1
         self._progress.output_tokens += len(completion.token_ids)
         self._on_progress(self._progress)
@@ -257,7 +322,9 @@ class GenerateJob:
                 loop.remove_signal_handler(number)
 
 
-def result_row(row: JobRow, completion: Completion, model: str, token_ids: bool) -> ResultRow:
+def result_row(
+    row: JobRow, completion: Completion, model: str, token_ids: bool, energy_source: str | None
+) -> ResultRow:
     """What the output says of a finished row."""
     forecast = completion.forecast
     return ResultRow(
@@ -283,7 +350,8 @@ def result_row(row: JobRow, completion: Completion, model: str, token_ids: bool)
         forecast_upper=forecast.upper if forecast else None,
         forecast_source=forecast.source if forecast else None,
         energy_joules=completion.energy_joules,
-        energy_source=None,
+        wasted_joules=completion.wasted_joules,
+        energy_source=energy_source,
         endpoint=row.batch_line.endpoint if row.batch_line else None,
         model=model,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.call import GenerationRequest
+from cluster.call import GenerationError, GenerationRequest
 from cluster.client import ClusterClient
 
 
@@ -77,11 +77,12 @@ async def _observe(
     await asyncio.sleep(start_s + due_s - time.monotonic())
     first_token_s = 0.0
     output_tokens = 0
-    async for delta in client.generate(request):
-        if delta.finish_reason == "error":
-            raise RequestFailedError(f"request {request.request_id!r} failed: {delta.error}")
-        if delta.token_ids and not output_tokens:
-            first_token_s = time.monotonic() - start_s
-        output_tokens += len(delta.token_ids)
+    try:
+        async for delta in client.generate(request):
+            if delta.token_ids and not output_tokens:
+                first_token_s = time.monotonic() - start_s
+            output_tokens += len(delta.token_ids)
+    except GenerationError as error:
+        raise RequestFailedError(f"request {request.request_id!r} failed: {error}") from error
     finished_s = time.monotonic() - start_s
     return Observed(request.request_id, due_s, first_token_s, finished_s, output_tokens)

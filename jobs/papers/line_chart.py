@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.simulating.figures import require_matplotlib
+from jobs.drawing import require_matplotlib
 
 # Okabe and Ito's colours without yellow and black, which vanish on white or on dark pages.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8A8A")

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from jobs.papers import a_min_table, ablations, beyond, goodness_of_fit, tie_offline, tie_online
+from jobs.papers import (
+    a_min_table,
+    ablations,
+    beyond,
+    forecasts,
+    goodness_of_fit,
+    tie_offline,
+    tie_online,
+)
 from jobs.papers.study import Study
 
 
@@ -15,4 +23,5 @@ def all_studies() -> list[Study]:
         tie_offline.study(),
         beyond.study(),
         ablations.study(),
+        forecasts.study(),
     ]

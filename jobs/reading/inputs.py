@@ -212,7 +212,7 @@ class JobInput:
         raise InputError(
             f"{self.uri}: {id_column} {duplicate.row_id!r} occurs more than once "
             f"({duplicate.first} and {duplicate.second}{more}), must be unique; correct the ids, "
-            "name another id_column, or give an empty id_column to number the rows"
+            "name another --id-column, or number the rows with --id-column ''"
         )
 
 
@@ -228,6 +228,8 @@ def open_input(uri: str, options: InputOptions | None = None) -> JobInput:
         InputError: Nothing is there, it is empty, or the format or columns are not clear.
     """
     options = options or InputOptions()
+    if options.delimiter is not None and len(options.delimiter) != 1:
+        raise InputError(f"--delimiter is {options.delimiter!r}, must be one character")
     input_format, found = find_files(uri, options.input_format)
     files = [file for file in found if file.size_bytes]
     if not files:
@@ -249,7 +251,7 @@ def open_input(uri: str, options: InputOptions | None = None) -> JobInput:
 def _batch_input(uri: str, files: Sequence[InputFile], options: InputOptions) -> JobInput:
     if options.id_column not in (None, "custom_id"):
         raise InputError(
-            f"{uri}: id_column is {options.id_column!r}, must be custom_id for OpenAI batch "
+            f"{uri}: --id-column is {options.id_column!r}, must be custom_id for OpenAI batch "
             "lines; leave it out"
         )
     maker = RowMaker("custom_id", "prompt", "messages", frozenset(), is_batch=True)

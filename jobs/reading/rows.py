@@ -12,6 +12,7 @@ from jobs.openai_batch import BatchLine, batch_request
 from jobs.reading.records import Record
 from jobs.reading.row_errors import RowError
 from jobs.reading.sampling import SAMPLING_NAMES, SamplingError, checked_sampling
+from predictor.excerpt import chat_text, excerpt
 
 
 class JobRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +40,11 @@ class JobRow(msgspec.Struct, frozen=True, kw_only=True):
         if self.prompt is not None:
             return self.prompt
         return msgspec.json.encode(self.messages).decode()
+
+    @property
+    def excerpt(self) -> str:
+        """What the predictor may read of it."""
+        return excerpt(self.prompt if self.prompt is not None else chat_text(self.messages or []))
 
     def failed(self, error: str) -> BadRow:
         """The row's entry in the errors after its generation failed for good."""

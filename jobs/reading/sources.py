@@ -48,7 +48,7 @@ _FORMAT_OF_SUFFIX = {
 _CODEC_OF_SUFFIX = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
 
 _FOREIGN_CONTENT = {
-    b"PAR1": "is a Parquet file; pass format='parquet' or name it .parquet",
+    b"PAR1": "is a Parquet file; name it .parquet or give that format",
     b"\x1f\x8b": "is gzip-compressed; name it .gz",
     b"\x28\xb5\x2f\xfd": "is zstd-compressed; name it .zst",
     b"\xff\xfe": "is UTF-16 text, must be UTF-8; convert it (iconv -f UTF-16 -t UTF-8)",

@@ -1,4 +1,4 @@
-"""CASTILLO's sampled answer lengths as the lengths of simulated requests."""
+"""Sampled answer lengths, CASTILLO's or one's own labels, as the lengths of simulated requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from jobs.errors import InputError, one_line
 from jobs.reading.columns import require_column
 from jobs.simulating.lengths import DrawnLengths, LengthSource, ReadTrace
+from jobs.simulating.prompt_table import DrawnPrompts, PromptTable
 from policies.batch import Floats, Ints
 from policies.fit import fit
 
@@ -26,6 +26,7 @@ only known that it would have been at least so long."""
 DEFAULT_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
 _COLUMNS = ("model", "prompt_tokens", "output_tokens")
+_CAP_COLUMN = "max_tokens"
 _DEFAULT_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
@@ -36,14 +37,16 @@ def castillo_folder() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class CastilloLengths:
-    """Prompts that a model answered ten times: a request draws a prompt and one of its answers.
+    """Prompts that a model answered k times: a request draws a prompt and one of its answers.
 
-    The other nine answers are what an oracle knows of the request's distribution: its mu and sigma
-    are their maximum-likelihood log-t (`policies.fit`), so that no request's own length is in its
-    forecast. Fitted to so few answers, sigma is somewhat small: the central 90 % interval holds 85
-    to 89 % of the left-out lengths, depending on the model.
+    In CASTILLO k is 10; a file that `tiebreak label` wrote will do too. The other answers are what
+    an oracle knows of the request's distribution: its mu and sigma are their maximum-likelihood
+    log-t (`policies.fit`), so that no request's own length is in its forecast. Fitted to so few
+    answers, sigma is somewhat small: of CASTILLO, the central 90 % interval holds 85 to 89 % of the
+    left-out lengths, depending on the model.
 
-    Answers that reached `RUN_CAP_TOKENS` enter the fit as right-censored. As true lengths they are
+    Answers that reached the cap of their run (`max_tokens` in the file, else `RUN_CAP_TOKENS`)
+    enter the fit as right-censored. As true lengths they are
     exact under every `max_tokens` up to that cap, and a larger one is refused. Rows whose answers
     all have one length are kept, since the model did that; their sigma is the fit's floor.
 
@@ -69,51 +72,74 @@ class CastilloLengths:
         Raises:
             InputError: The data is absent or unreadable, or has no answers of the model.
         """
-        prompt_tokens, samples = _read(self.file, self.model)
-        return _OpenCastillo(prompt_tokens, samples, *_fit_without_each(samples))
+        answers = _read(self.file, self.model)
+        mu, sigma = _fit_without_each(answers.samples, answers.cap_tokens)
+        return _OpenCastillo(answers, mu, sigma)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """Rows of one model.
+
+    Attributes:
+        prompts: Where their texts stand.
+        prompt_tokens: (rows,).
+        samples: Answer lengths, (rows, k).
+        cap_tokens: Where the runs were stopped.
+    """
+
+    prompts: PromptTable
+    prompt_tokens: Ints
+    samples: Ints
+    cap_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class _OpenCastillo:
-    """Rows of one model.
+    """Rows of one model with their fits.
 
     Attributes:
-        prompt_tokens: (rows,).
-        samples: Answer lengths, (rows, k).
+        answers: The rows.
         mu: Location of ln X by the other answers of the row, (rows, k).
         sigma: Its scale, (rows, k).
     """
 
-    cap_tokens: ClassVar[int | None] = RUN_CAP_TOKENS
-
-    prompt_tokens: Ints
-    samples: Ints
+    answers: _Answers
     mu: Floats
     sigma: Floats
 
+    @property
+    def cap_tokens(self) -> int | None:
+        return self.answers.cap_tokens
+
     def draw(self, start: int, count: int, random: np.random.Generator) -> DrawnLengths:
-        rows, answers = self.samples.shape
+        rows, answers = self.answers.samples.shape
         used = random.integers(rows, size=count), random.integers(answers, size=count)
         return DrawnLengths(
-            self.prompt_tokens[used[0]], self.samples[used], self.mu[used], self.sigma[used]
+            self.answers.prompt_tokens[used[0]],
+            self.answers.samples[used],
+            self.mu[used],
+            self.sigma[used],
+            DrawnPrompts(self.answers.prompts, used[0]),
         )
 
     def sample(self, count: int, random: np.random.Generator) -> DrawnLengths:
         return self.draw(0, count, random)
 
     def notes(self, requests: int) -> list[str]:
-        cut = int((self.samples >= RUN_CAP_TOKENS).sum())
-        equal = int((self.samples == self.samples[:, :1]).all(axis=1).sum())
-        rows, answers = self.samples.shape
+        samples, cap_tokens = self.answers.samples, self.answers.cap_tokens
+        cut = int((samples >= cap_tokens).sum())
+        equal = int((samples == samples[:, :1]).all(axis=1).sum())
+        rows, answers = samples.shape
         return [
             f"lengths of {rows:,} prompts x {answers} answers; {cut:,} answers ran into "
-            f"{RUN_CAP_TOKENS:,} tokens and count as censored; {equal:,} prompts have "
+            f"{cap_tokens:,} tokens and count as censored; {equal:,} prompts have "
             f"{answers} equal lengths and are kept"
         ]
 
 
-def _read(file: Path, model: str) -> tuple[Ints, Ints]:
-    """Prompt lengths (rows,) and answer lengths (rows, k) of one model."""
+def _read(file: Path, model: str) -> _Answers:
+    """The rows of one model."""
     if not file.is_file():
         raise InputError(
             f"CASTILLO is not there: no file {file.name} in {file.parent}; set TIEBREAK_DATA to "
@@ -123,14 +149,16 @@ def _read(file: Path, model: str) -> tuple[Ints, Ints]:
         names = pq.read_schema(file).names
         for column in _COLUMNS:
             require_column(str(file), column, names)
-        table = pq.read_table(file, columns=list(_COLUMNS))
+        capped = _CAP_COLUMN in names
+        table = pq.read_table(file, columns=[*_COLUMNS, *([_CAP_COLUMN] if capped else [])])
     except (pa.ArrowException, OSError) as error:
         raise InputError(
             f"{file}: cannot be read as Parquet: {one_line(error)}; repair or replace the file"
         ) from error
     name = _resolve(file, model, sorted(set(pc.unique(table["model"].cast("string")).to_pylist())))
     rows = table.filter(pc.equal(table["model"].cast("string"), name))
-    return _checked(file, rows)
+    cap_tokens = pc.min(rows[_CAP_COLUMN]).as_py() if capped else None
+    return _Answers(PromptTable(file, name), *_checked(file, rows), cap_tokens or RUN_CAP_TOKENS)
 
 
 def _resolve(file: Path, model: str, names: list[str]) -> str:
@@ -167,10 +195,10 @@ def _checked(file: Path, rows: pa.Table) -> tuple[Ints, Ints]:
     return prompt_tokens.astype(np.int64), samples
 
 
-def _fit_without_each(samples: Ints) -> tuple[Floats, Floats]:
+def _fit_without_each(samples: Ints, cap_tokens: int) -> tuple[Floats, Floats]:
     """Location and scale (rows, k) by the k - 1 answers other than each."""
     answers = samples.shape[1]
     others = np.array([[j for j in range(answers) if j != i] for i in range(answers)])
     groups = samples[:, others].reshape(-1, answers - 1)
-    mu, sigma = fit(groups, groups >= RUN_CAP_TOKENS)
+    mu, sigma = fit(groups, groups >= cap_tokens)
     return mu.reshape(samples.shape), sigma.reshape(samples.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from cluster.config import ConfigError
 from cluster.virtual_replica import FleetSpec
 from jobs.simulating.arrivals import Arrivals, AtOnceArrivals, GammaArrivals, TraceArrivals
 from jobs.simulating.castillo import DEFAULT_MODEL, CastilloLengths
+from jobs.simulating.fleet_power import power_of
 from jobs.simulating.forecasts import (
     ExactForecast,
     Forecasting,
@@ -26,6 +28,7 @@ from jobs.simulating.intervals import (
     QuantileInterval,
     RelativeInterval,
 )
+from jobs.simulating.learned_forecast import LearnedForecast, Network
 from jobs.simulating.lengths import Lengths, LognormalLengths, LogTLengths, TraceLengths
 from jobs.simulating.traces import FORMATS, TraceColumns, TraceFile
 from policies.registry import UnknownNameError, check_name
@@ -36,7 +39,7 @@ from replicas.step_time import StepTimeModel, UnitStepTime
 
 LENGTHS = ("logt", "lognormal", "castillo", "trace")
 ARRIVALS = ("poisson", "gamma", "at-once", "trace")
-FORECASTS = ("noisy", "oracle", "exact", "random", "prior")
+FORECASTS = ("noisy", "oracle", "exact", "random", "prior", "learned")
 INTERVALS = ("quantile", "common", "bin", "relative")
 EVICTIONS = ("recompute", "restart")
 DEFAULT_KV_TOKENS = 65_536
@@ -59,6 +62,7 @@ class FleetOptions:
     gpu: str | None
     model: str | None
     tensor_parallel_size: int
+    power: str | None
 
 
 def lengths_of(text: str, castillo: str | None, trace: TraceFile | None) -> Lengths:
@@ -106,7 +110,9 @@ def trace_of(uri: str | None, columns: str | None) -> TraceFile | None:
     return TraceFile(uri, TraceColumns(names[0], names[1], names[2], unit_s))
 
 
-def forecasts_of(r2_mu: float, r2_sigma: float, coverage: float) -> dict[str, Forecasting]:
+def forecasts_of(
+    r2_mu: float, r2_sigma: float, coverage: float, network: str | None
+) -> dict[str, Forecasting]:
     """Every source of forecasts, by name."""
     noisy = NoisyForecast(r2_mu, r2_sigma, coverage=coverage)
     return {
@@ -115,7 +121,18 @@ def forecasts_of(r2_mu: float, r2_sigma: float, coverage: float) -> dict[str, Fo
         "exact": ExactForecast(),
         "random": RandomForecast(of=noisy),
         "prior": PriorForecast(),
+        "learned": LearnedForecast(functools.partial(_network, network)),
     }
+
+
+def _network(folder: str | None) -> Network:
+    if folder is None:
+        raise ConfigError(
+            "the learned forecast needs --network FOLDER, as `tiebreak train` writes it; add it"
+        )
+    from predictor.learned import LearnedForecaster
+
+    return LearnedForecaster.load(folder)
 
 
 def interval_of(text: str, coverage: float) -> Interval:
@@ -166,6 +183,7 @@ def fleet_of(options: FleetOptions) -> tuple[FleetSpec, str]:
         look_ahead=options.look_ahead,
         on_eviction=cast(Literal["recompute", "restart"], options.on_eviction),
         report_interval_s=options.report_interval_s,
+        power=power_of(options.power, _deployment(options)),
     )
     return fleet, told
 
@@ -200,9 +218,9 @@ def _step_time(options: FleetOptions) -> tuple[StepTimeModel, str, BatchLimits |
 
 
 def _silicon(options: FleetOptions) -> tuple[StepTimeModel, str, BatchLimits]:
-    if not options.gpu or not options.model:
+    deployment = _deployment(options)
+    if deployment is None:
         raise ConfigError("--step silicon needs --gpu and --model; add them")
-    deployment = Deployment(options.gpu, options.model, options.tensor_parallel_size)
     model = load_silicon_step_time(deployment)
     limits = silicon_limits(
         deployment,
@@ -211,6 +229,12 @@ def _silicon(options: FleetOptions) -> tuple[StepTimeModel, str, BatchLimits]:
         max_num_batched_tokens=options.max_num_batched_tokens,
     )
     return model, f"{model.label}; a lower bound, since only kernels were measured", limits
+
+
+def _deployment(options: FleetOptions) -> Deployment | None:
+    if not options.gpu or not options.model:
+        return None
+    return Deployment(options.gpu, options.model, options.tensor_parallel_size)
 
 
 def check_choice(option: str, value: str, known: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ from jobs.simulating.choices import (
 from jobs.simulating.comparison import CAPACITY_REQUESTS, CAPACITY_SHARE
 from jobs.simulating.instance import EVICTION_KEYS, INSTANCE_POLICIES, OVERDUE, TIES
 from policies.bundle import policy_names
+from replicas.power_model import NAMED_GPUS
 
 DEFAULT_ARMS = "fcfs,sjf,tie,a_min,tie+a_min,tiebreak,tiebreak@random,h_sf"
 DEFAULT_LOAD = 2.0
@@ -50,7 +51,16 @@ ForecastOption = Annotated[
     str,
     typer.Option(
         help=f"What policies are told of lengths: {', '.join(FORECASTS)}. noisy is a predictor "
-        "of the accuracy below; random is its forecasts, exchanged between requests.",
+        "of the accuracy below; random is its forecasts, exchanged between requests; learned is "
+        "the network below.",
+        rich_help_panel=POLICY_PANEL,
+    ),
+]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of a trained network (`tiebreak train`), for learned forecasts.",
+        metavar="FOLDER",
         rich_help_panel=POLICY_PANEL,
     ),
 ]
@@ -78,7 +88,8 @@ LengthsOption = Annotated[
 CastilloOption = Annotated[
     str | None,
     typer.Option(
-        help="Folder of validate.parquet, or a Parquet file. Default: $TIEBREAK_DATA/castillo.",
+        help="Folder of validate.parquet, or a Parquet file, also one of `tiebreak label`. "
+        "Default: $TIEBREAK_DATA/castillo.",
         metavar="PATH",
         rich_help_panel=REQUEST_PANEL,
     ),
@@ -187,6 +198,16 @@ StepOption = Annotated[
 ]
 GpuOption = Annotated[
     str | None, typer.Option(help="For silicon: h100_sxm, ...", rich_help_panel=FLEET_PANEL)
+]
+PowerOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Power model of a GPU, for energy: {', '.join(NAMED_GPUS)}, or JSON with idle_w, "
+        "max_w, peak_flops_per_s and flops_per_token. Default: that of silicon's --gpu, if known; "
+        "none leaves energy out.",
+        metavar="NAME|JSON",
+        rich_help_panel=FLEET_PANEL,
+    ),
 ]
 ModelOption = Annotated[
     str | None,

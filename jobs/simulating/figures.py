@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cluster.config import ConfigError
+from jobs.drawing import (
+    COLOURS,
+    DASHES,
+    INK,
+    PANEL_IN,
+    Drawing,
+    grid,
+    label,
+    legend,
+    svg,
+)
 from jobs.simulating.curves import SHARES, Curves
 from jobs.simulating.summary import Summary
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK = "#010203"
-"""Stands for the colour of the page's text, which the page chooses."""
-# Okabe and Ito's colours, told apart by any eye; grey for their yellow, which vanishes on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", _INK)
-_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)))
 _MOST_PROJECTED = 200
 """Per cent of the capacity beyond which a projected peak is not drawn."""
-_WIDTH_IN = 9.5
-_PANEL_IN = 2.5
-_COLUMNS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """One figure of a report.
-
-    Attributes:
-        name: For file names.
-        title: What it shows.
-        caption: How to read it.
-        svg: The figure, in the colour of the text around it.
-    """
-
-    name: str
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +35,6 @@ class Drawn:
 
     summary: Summary
     curves: Curves
-
-
-def require_matplotlib() -> None:
-    """Raise `ConfigError` unless figures can be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "the report's figures need matplotlib: install it with "
-            "`pip install 'tiebreak[simulation]'`, or leave --out out"
-        ) from None
 
 
 def draw(arms: Sequence[Drawn], block_size: int) -> list[Drawing]:
@@ -82,7 +53,7 @@ def draw(arms: Sequence[Drawn], block_size: int) -> list[Drawing]:
             "Latency per output token",
             "Share of the requests whose latency per output token is at most this. Further left is "
             "better; the far right is what the unluckiest request saw.",
-            _svg(lambda: _distributions(arms, loads)),
+            svg(lambda: _distributions(arms, loads)),
         )
     ]
     if len(loads) > 1:
@@ -91,7 +62,7 @@ def draw(arms: Sequence[Drawn], block_size: int) -> list[Drawing]:
                 "latency-against-load",
                 "Latency against load",
                 "Mean and 99th percentile of the latency per output token.",
-                _svg(lambda: _against_load(arms, loads)),
+                svg(lambda: _against_load(arms, loads)),
             )
         )
     drawings += [
@@ -100,27 +71,27 @@ def draw(arms: Sequence[Drawn], block_size: int) -> list[Drawing]:
             f"Memory over time, {where}",
             "KV memory in use on all replicas, and the peak that the policy's own projection saw "
             "ahead at that moment, as shares of the capacity.",
-            _svg(lambda: _memory(busiest, block_size)),
+            svg(lambda: _memory(busiest, block_size)),
         ),
         Drawing(
             "queue",
             f"Queue over time, {where}",
             "Requests that wait to be dispatched.",
-            _svg(lambda: _queue(busiest)),
+            svg(lambda: _queue(busiest)),
         ),
         Drawing(
             "completion-against-length",
             f"Completion time against output length, {where}",
             "Time from arrival to the last token, one point per request, drawn evenly from all. "
             "The further the cloud falls to the left, the less short answers wait for long ones.",
-            _svg(lambda: _completions(busiest)),
+            svg(lambda: _completions(busiest)),
         ),
     ]
     return drawings
 
 
 def _distributions(arms: Sequence[Drawn], loads: Sequence[str]) -> Figure:
-    figure, panels = _grid(len(loads), height_in=3.4 if len(loads) == 1 else _PANEL_IN + 0.5)
+    figure, panels = grid(len(loads), height_in=3.4 if len(loads) == 1 else PANEL_IN + 0.5)
     for panel, load in zip(panels, loads, strict=True):
         for arm in arms:
             if arm.summary.load == load and len(arm.curves.per_token_s):
@@ -128,13 +99,13 @@ def _distributions(arms: Sequence[Drawn], loads: Sequence[str]) -> Figure:
         panel.set_xscale("log")
         panel.set_ylim(0, 101)
         panel.set_title(load)
-    _label(panels, "latency per output token (s)", "requests (%)")
-    _legend(figure, panels[0])
+    label(panels, "latency per output token (s)", "requests (%)")
+    legend(figure, panels[0])
     return figure
 
 
 def _against_load(arms: Sequence[Drawn], loads: Sequence[str]) -> Figure:
-    figure, panels = _grid(2, height_in=3.2)
+    figure, panels = grid(2, height_in=3.2)
     offered = [_offered(next(a for a in arms if a.summary.load == load)) for load in loads]
     multiples = all(a.summary.load_multiple is not None for a in arms)
     for panel, title in zip(panels, ("mean", "99th percentile"), strict=True):
@@ -149,13 +120,13 @@ def _against_load(arms: Sequence[Drawn], loads: Sequence[str]) -> Figure:
         panel.set_yscale("log")
         panel.set_title(title)
     unit = "offered load (multiples of capacity)" if multiples else "offered load (requests/s)"
-    _label(panels, unit, "latency per output token (s)")
-    _legend(figure, panels[0])
+    label(panels, unit, "latency per output token (s)")
+    legend(figure, panels[0])
     return figure
 
 
 def _memory(arms: Sequence[Drawn], block_size: int) -> Figure:
-    figure, panels = _grid(len(arms))
+    figure, panels = grid(len(arms))
     for panel, arm in zip(panels, arms, strict=True):
         line, capacity = arm.curves.timeline, arm.curves.capacity_blocks / 100
         colour = _line(arm, arms)["color"]
@@ -169,13 +140,13 @@ def _memory(arms: Sequence[Drawn], block_size: int) -> Figure:
             lw=1,
             label="projected peak",
         )
-        panel.axhline(100, color=_INK, lw=1, ls=(0, (4, 2)), label="capacity")
+        panel.axhline(100, color=INK, lw=1, ls=(0, (4, 2)), label="capacity")
         panel.set_title(arm.summary.policy)
     most = max(float(arm.curves.timeline.projected_peak_blocks.max(initial=0)) for arm in arms)
     top = 105 * most / arms[0].curves.capacity_blocks
     panels[0].set_ylim(0, min(max(top, 110), _MOST_PROJECTED))
     tokens = arms[0].curves.capacity_blocks * block_size
-    _label(panels, "time (s)", "KV memory (%)")
+    label(panels, "time (s)", "KV memory (%)")
     handles, labels = panels[0].get_legend_handles_labels()
     labels[-1] = f"capacity ({tokens:,} tokens)"
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
@@ -183,19 +154,19 @@ def _memory(arms: Sequence[Drawn], block_size: int) -> Figure:
 
 
 def _queue(arms: Sequence[Drawn]) -> Figure:
-    figure, (panel,) = _grid(1, height_in=3.4)
+    figure, (panel,) = grid(1, height_in=3.4)
     for arm in arms:
         line = arm.curves.timeline
         panel.plot(line.t_s, line.waiting, **_line(arm, arms))
     panel.set_ylim(bottom=0)
     panel.set_xlim(left=0)
-    _label([panel], "time (s)", "waiting requests")
-    _legend(figure, panel)
+    label([panel], "time (s)", "waiting requests")
+    legend(figure, panel)
     return figure
 
 
 def _completions(arms: Sequence[Drawn]) -> Figure:
-    figure, panels = _grid(len(arms))
+    figure, panels = grid(len(arms))
     for panel, arm in zip(panels, arms, strict=True):
         panel.scatter(
             arm.curves.output_tokens,
@@ -209,43 +180,8 @@ def _completions(arms: Sequence[Drawn]) -> Figure:
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_title(arm.summary.policy)
-    _label(panels, "output length (tokens)", "completion time (s)")
+    label(panels, "output length (tokens)", "completion time (s)")
     return figure
-
-
-def _grid(count: int, height_in: float = _PANEL_IN) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels that share their axes, row by row."""
-    from matplotlib.figure import Figure
-
-    columns = min(count, _COLUMNS if count != 4 else 2)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(_WIDTH_IN, height_in * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    panels: list[Axes] = list(grid.flat)
-    for spare in panels[count:]:
-        figure.delaxes(spare)
-    for panel in panels[:count]:
-        panel.grid(True, lw=0.5, alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
-    # With a shared axis only the last row has tick labels; above a gap they would be missing.
-    for above in panels[max(0, count - columns) : count]:
-        above.tick_params(labelbottom=True)
-    return figure, panels[:count]
-
-
-def _label(panels: Sequence[Axes], x: str, y: str) -> None:
-    figure = panels[0].figure
-    if len(panels) == 1:
-        panels[0].set_xlabel(x)
-        panels[0].set_ylabel(y)
-    else:
-        figure.supxlabel(x, fontsize="medium")
-        figure.supylabel(y, fontsize="medium")
-
-
-def _legend(figure: Figure, panel: Axes) -> None:
-    handles, labels = panel.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False)
 
 
 def _line(arm: Drawn, arms: Sequence[Drawn]) -> dict[str, Any]:
@@ -254,8 +190,8 @@ def _line(arm: Drawn, arms: Sequence[Drawn]) -> dict[str, Any]:
     index = names.index(arm.summary.policy)
     return {
         "label": arm.summary.policy,
-        "color": _COLOURS[index % len(_COLOURS)],
-        "ls": _DASHES[index // len(_COLOURS) % len(_DASHES)],
+        "color": COLOURS[index % len(COLOURS)],
+        "ls": DASHES[index // len(COLOURS) % len(DASHES)],
         "lw": 1.6,
     }
 
@@ -263,37 +199,3 @@ def _line(arm: Drawn, arms: Sequence[Drawn]) -> dict[str, Any]:
 def _offered(arm: Drawn) -> float:
     summary = arm.summary
     return summary.load_multiple or summary.rate_per_s or np.nan
-
-
-def _svg(make: Callable[[], Figure]) -> str:
-    """The figure as an element for a page: no font, colour of text or address of its own."""
-    import matplotlib
-
-    style: dict[Any, Any] = {
-        "font.size": 9.5,
-        "axes.titlesize": 9.5,
-        "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "text.color": _INK,
-        "legend.fontsize": 9,
-        "svg.fonttype": "none",
-        "svg.hashsalt": make.__qualname__,
-        "savefig.transparent": True,
-        "savefig.dpi": 160,
-    }
-    with matplotlib.rc_context(style):
-        buffer = io.StringIO()
-        make().savefig(
-            buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # The page sets the width; the font is the page's.
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 width="100%"', svg, count=1)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    # Names that nothing refers to would stand several times on one page.
-    used = set(re.findall(r"#([\w.-]+)", svg))
-    return re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", svg)

@@ -14,9 +14,9 @@ from jobs.simulating.truth import Truth
 from jobs.simulating.widening import Widening
 from policies.batch import Floats
 from policies.fit import fit
-from predictor.length_histogram import MAX_TOKENS
+from policies.length_histogram import MAX_TOKENS
+from policies.model_lengths import buckets_of
 from predictor.messages import Outcome
-from predictor.model_lengths import buckets_of
 from predictor.prior import PriorForecaster
 
 Forecaster = Callable[[Truth, np.random.Generator], tuple[Floats, Floats]]

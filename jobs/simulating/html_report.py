@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from jobs.simulating.figures import Drawing
+from jobs.drawing import Drawing
 from jobs.simulating.tables import Table
 
 _STYLE = """
@@ -35,6 +35,8 @@ dd { margin: 0; }
 svg text { font-family: inherit; }
 """
 
+_LEAD = "A simulation: all times are virtual seconds. Every policy was given the same requests."
+
 _TERMS = {
     "per token": "Time from arrival to the last token, divided by the output tokens.",
     "TTFT": "Time from arrival to the first token.",
@@ -50,7 +52,13 @@ _TERMS = {
 
 
 def html_report(
-    title: str, facts: Mapping[str, str], tables: Sequence[Table], drawings: Sequence[Drawing]
+    title: str,
+    facts: Mapping[str, str],
+    tables: Sequence[Table],
+    drawings: Sequence[Drawing],
+    *,
+    lead: str = _LEAD,
+    terms: Mapping[str, str] = _TERMS,
 ) -> str:
     """The page.
 
@@ -59,6 +67,8 @@ def html_report(
         facts: What was simulated and how, by name.
         tables: Figures in numbers.
         drawings: Figures in pictures.
+        lead: What it is, in a sentence.
+        terms: What the tables' headings mean.
     """
     return "\n".join(
         (
@@ -66,12 +76,11 @@ def html_report(
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
             f"<h1>{escape(title)}</h1>",
-            "<p>A simulation: all times are virtual seconds. Every policy was given the same "
-            "requests.</p>",
+            f"<p>{escape(lead)}</p>",
             _list(facts),
             *map(_table, tables),
             "<h2>Terms</h2>",
-            _list(_TERMS),
+            _list(terms),
             *map(_figure, drawings),
             "</body>\n</html>\n",
         )

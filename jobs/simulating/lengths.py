@@ -10,10 +10,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from cluster.workload import WorkloadError
+from jobs.simulating.prompt_table import DrawnPrompts
 from jobs.simulating.traces import Trace, TraceFile
 from policies.batch import Floats, Ints
 from policies.forecast import DEGREES_OF_FREEDOM
-from predictor.length_histogram import MAX_TOKENS
+from policies.length_histogram import MAX_TOKENS
 
 ReadTrace = Callable[[TraceFile], Trace]
 
@@ -28,12 +29,14 @@ class DrawnLengths:
         mu: Location of ln X in the distribution that the answer was drawn from; None where only
             its length is known.
         sigma: Scale of ln X there, None likewise.
+        prompts: The prompts, where the source has their text.
     """
 
     prompt_tokens: Ints
     output_tokens: Ints
     mu: Floats | None = None
     sigma: Floats | None = None
+    prompts: DrawnPrompts | None = None
 
 
 class LengthSource(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.simulating.comparison import CAPACITY_SHARE, Comparison, Plan
 from jobs.simulating.figures import Drawn, draw
+from jobs.simulating.fleet_power import told
 from jobs.simulating.html_report import html_report
 from jobs.simulating.summary import RANKED_ROWS, without_nan
 from jobs.simulating.tables import Table, comparison_tables, number
@@ -54,7 +55,7 @@ class ComparisonReport:
     def facts(self) -> dict[str, str]:
         """What was simulated and how, by name."""
         plan, fleet, workload = self.plan, self.plan.fleet, self.plan.workload
-        limits = fleet.limits
+        limits, power = fleet.limits, fleet.power
         facts = {
             "requests": f"{workload.requests:,}; lengths: {workload.lengths}, cut at "
             f"{workload.max_tokens:,} tokens; arrivals: {self.arrivals}",
@@ -69,6 +70,7 @@ class ComparisonReport:
             if fleet.on_eviction == "recompute"
             else "an evicted request restarts from nothing",
             "step time": self.step_time,
+            "energy": "not accounted for: no power model" if power is None else told(power),
             "capacity": self._capacity(),
             "load": ", ".join(str(load) for load in plan.loads),
             "seeds": ", ".join(str(seed) for seed in plan.seeds),

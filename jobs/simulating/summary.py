@@ -57,6 +57,33 @@ class ForecastQuality:
 
 
 @dataclass(frozen=True, slots=True)
+class Energy:
+    """Modelled energy until the last request finished; NaN where undefined.
+
+    Attributes:
+        source: The power model's name.
+        metered_joules: All that the replicas drew.
+        request_joules: Booked to requests: what was drawn above idle.
+        per_request_joules: Those over the finished requests.
+        per_token_joules: Those over their output tokens.
+        all_per_token_joules: All that was drawn, over their output tokens.
+        wasted_share: Part of `request_joules` that computed tokens again.
+        idle_share: Part of `metered_joules` that goes without work.
+        mean_power_w: Of all replicas together.
+    """
+
+    source: str
+    metered_joules: float
+    request_joules: float
+    per_request_joules: float
+    per_token_joules: float
+    all_per_token_joules: float
+    wasted_share: float
+    idle_share: float
+    mean_power_w: float
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """The figures of one policy under one load. Seconds are virtual.
 
@@ -90,6 +117,7 @@ class Summary:
         mean_waiting: Queue length averaged over time.
         peak_waiting: Longest queue.
         quality: Of the forecasts.
+        energy: None without a power model.
     """
 
     policy: str
@@ -121,6 +149,7 @@ class Summary:
     mean_waiting: float
     peak_waiting: int
     quality: ForecastQuality
+    energy: Energy | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For machines; NaN is None."""
@@ -198,6 +227,24 @@ def summarise(
         mean_waiting=result.mean_waiting,
         peak_waiting=result.peak_waiting,
         quality=forecast_quality(rows, offered.seed),
+        energy=_energy(result),
+    )
+
+
+def _energy(result: SimulationResult) -> Energy | None:
+    totals = result.energy
+    if totals is None:
+        return None
+    return Energy(
+        source=totals.source,
+        metered_joules=totals.metered_joules,
+        request_joules=totals.request_joules,
+        per_request_joules=_ratio(totals.request_joules, result.finished),
+        per_token_joules=_ratio(totals.request_joules, result.output_tokens),
+        all_per_token_joules=_ratio(totals.metered_joules, result.output_tokens),
+        wasted_share=_ratio(totals.wasted_joules, totals.request_joules),
+        idle_share=_ratio(totals.idle_joules, totals.metered_joules),
+        mean_power_w=_ratio(totals.metered_joules, result.makespan_s),
     )
 
 

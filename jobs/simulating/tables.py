@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from rich.table import Table as RichTable
 
-from jobs.simulating.summary import Distribution, Summary
+from jobs.simulating.summary import Distribution, Energy, Summary
 
 Figure = Callable[[Summary], float]
 
@@ -84,8 +84,25 @@ WORK = (
 )
 
 
+def _energy(value: Callable[[Energy], float]) -> Figure:
+    return lambda s: math.nan if s.energy is None else value(s.energy)
+
+
+ENERGY = (
+    Column("above idle (J)", "per request", _energy(lambda e: e.per_request_joules), spread=True),
+    Column("above idle (J)", "per token", _energy(lambda e: e.per_token_joules)),
+    Column("with idle (J)", "per token", _energy(lambda e: e.all_per_token_joules), spread=True),
+    Column("with idle (J)", "in all", _energy(lambda e: e.metered_joules)),
+    Column("share", "wasted", _energy(lambda e: e.wasted_share), percent=True),
+    Column("share", "idle", _energy(lambda e: e.idle_share), percent=True),
+    Column("mean power", "(W)", _energy(lambda e: e.mean_power_w)),
+)
+"""Tokens are output tokens; wasted is the share of what is above idle that computed tokens again,
+idle the share of all that was drawn."""
+
+
 def comparison_tables(summaries: Sequence[Summary]) -> list[Table]:
-    """Two tables per load, latency and work, with one row per policy, in the order given."""
+    """Tables per load with one row per policy, in the order given: latency, work and energy."""
     tables = []
     for load in dict.fromkeys(s.load for s in summaries):
         of_load = [s for s in summaries if s.load == load]
@@ -100,6 +117,9 @@ def comparison_tables(summaries: Sequence[Summary]) -> list[Table]:
             work = (*WORK[:2], until, *WORK[2:])
         tables.append(_table(f"Latency, {load}, {told}", LATENCY, of_load))
         tables.append(_table(f"Work and memory, {load}, {told}", work, of_load))
+        energy = of_load[0].energy
+        if energy is not None:
+            tables.append(_table(f"Energy ({energy.source}), {load}, {told}", ENERGY, of_load))
     return tables
 
 

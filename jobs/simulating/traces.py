@@ -18,7 +18,7 @@ from jobs.reading.columns import require_column, sample_columns
 from jobs.reading.records import Record, RecordReader
 from jobs.reading.sources import InputFormat, check_content, find_files
 from policies.batch import Floats, Ints
-from predictor.length_histogram import MAX_TOKENS
+from policies.length_histogram import MAX_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import numpy as np
 
 from cluster.workload import WorkloadError
 from jobs.simulating.lengths import DrawnLengths
+from jobs.simulating.prompt_table import DrawnPrompts
 from policies.batch import Floats, Ints
 from policies.fit import Bools
 
@@ -23,6 +24,7 @@ class Truth:
         mu: Location of ln X in the distribution that the uncut answer was drawn from; None where
             only its length is known.
         sigma: Scale of ln X there, None likewise.
+        prompts: The prompts, where their text is known.
     """
 
     prompt_tokens: Ints
@@ -30,6 +32,7 @@ class Truth:
     output_tokens: Ints
     mu: Floats | None
     sigma: Floats | None
+    prompts: DrawnPrompts | None = None
 
     @classmethod
     def of(cls, drawn: DrawnLengths, max_tokens: int) -> Truth:
@@ -40,6 +43,7 @@ class Truth:
             output_tokens=np.minimum(drawn.output_tokens, max_tokens),
             mu=drawn.mu,
             sigma=drawn.sigma,
+            prompts=drawn.prompts,
         )
 
     @property

@@ -17,8 +17,8 @@ from jobs.simulating.lengths import Lengths, LengthSource
 from jobs.simulating.traces import read_trace
 from jobs.simulating.truth import Truth
 from policies.batch import Ints
+from policies.length_histogram import MAX_TOKENS
 from policies.request import RequestClass
-from predictor.length_histogram import MAX_TOKENS
 
 CHUNK_REQUESTS = 65_536
 """Requests that are drawn together."""

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from jobs.errors import NO_ROOM, OutputError, OutputFullError, one_line
 from jobs.writing.storage import Produce
+from predictor.atomic_file import sync_folder
 
 _TEMPORARY = ".tmp"
 """Ends the names of unfinished files, which begin with a dot: no glob for data finds them."""
@@ -52,7 +53,7 @@ class LocalStorage:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             _delete_quietly(temporary)
             raise self._error(name, error) from error
@@ -104,6 +105,11 @@ class LocalStorage:
                     f"{self.uri}: {owner} is writing to this folder; wait for it, stop it, or "
                     "name another output"
                 ) from error
+            except OSError as error:
+                raise OutputError(
+                    f"{self.uri}: cannot be locked ({error.strerror}), so two jobs could write to "
+                    "it at once; name a folder of a file system with locks"
+                ) from error
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
@@ -126,7 +132,7 @@ class LocalStorage:
     def _make_folder(self, path: Path) -> None:
         if not path.is_dir():
             path.mkdir(parents=True, exist_ok=True)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
     def _error(self, name: str, error: OSError) -> OutputError:
         place = self.root / name
@@ -137,14 +143,6 @@ class LocalStorage:
                 "free); what was written before is safe; make room and run the same command again"
             )
         return OutputError(f"{place}: {error.strerror or one_line(error)}; check the folder")
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _delete_quietly(path: Path) -> None:

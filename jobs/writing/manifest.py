@@ -18,7 +18,13 @@ from jobs.writing.parts import ERRORS, PENDING, RESULTS, delete_errors
 from jobs.writing.storage import Storage
 
 MANIFEST = "manifest.json"
-OUTPUT_FILES = ("output.parquet", "output.jsonl", "errors.jsonl")
+OUTPUT_FILES = (
+    "output.parquet",
+    "output.jsonl",
+    "errors.jsonl",
+    "labels.parquet",
+    "labels-partial.parquet",
+)
 """Files at the top of the folder that a job may make at its end."""
 
 _VERSION = 1
@@ -30,7 +36,8 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True):
 
     Attributes:
         version: Of this layout.
-        state: `clearing` while an older job's files are deleted, then `running`, then `complete`.
+        state: `clearing` while an older job's files are deleted, then `running`, then `complete`;
+            or `paused`, until the same command goes on.
         input_uri: Where the input lay, for the reader; not part of the identity.
         identity: What the results depend on: `input` (`JobInput.identity`) and options such as
             model, sampling and chat template.
@@ -40,10 +47,12 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True):
         result_rows: Rows with a result, once complete.
         error_rows: Rows with an error, once complete.
         report: What the job reports of itself at its end.
+        paused: Why it pauses, in words.
+        spent_joules: Energy that its requests had cost when it paused last, those that failed too.
     """
 
     version: int = _VERSION
-    state: Literal["clearing", "running", "complete"]
+    state: Literal["clearing", "running", "paused", "complete"]
     input_uri: str
     identity: dict[str, Any]
     started_unix_s: float
@@ -52,6 +61,8 @@ class Manifest(msgspec.Struct, kw_only=True, frozen=True):
     result_rows: int | None = None
     error_rows: int | None = None
     report: dict[str, Any] = {}
+    paused: str = ""
+    spent_joules: float = 0.0
 
 
 class JobFolder:
@@ -101,6 +112,36 @@ class JobFolder:
                 report=dict(report or {}),
             )
         )
+
+    def pause(self, why: str, *, spent_joules: float, report: Mapping[str, Any]) -> None:
+        """Record that rows are left and that nobody works on them.
+
+        Args:
+            why: In words.
+            spent_joules: What the job's requests have cost.
+            report: What the job reports of itself so far.
+
+        Raises:
+            OutputError: The manifest cannot be written.
+        """
+        self._write(
+            msgspec.structs.replace(
+                self.manifest,
+                state="paused",
+                paused=why,
+                spent_joules=spent_joules,
+                report=dict(report),
+            )
+        )
+
+    def resume(self) -> None:
+        """Record that a job that paused goes on.
+
+        Raises:
+            OutputError: The manifest cannot be written.
+        """
+        if self.manifest.state == "paused":
+            self._write(msgspec.structs.replace(self.manifest, state="running", paused=""))
 
     def _write(self, manifest: Manifest) -> None:
         content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
@@ -155,13 +196,14 @@ def claim_folder(
         OutputError: The folder belongs to another job, to no job, or to another driver at work.
     """
     storage = open_storage(output_uri)
+    _has_manifest(storage)  # before the lock, which is a file in the folder
     with storage.lock():
-        storage.delete_temporaries()
         normal = msgspec.json.decode(msgspec.json.encode(identity))
         new = Manifest(
             state="running", input_uri=input_uri, identity=normal, started_unix_s=now_unix_s
         )
         old = _read_manifest(storage, overwrite=overwrite)
+        storage.delete_temporaries()
         folder = JobFolder(storage, old or new)
         if old is None:
             folder._write(new)
@@ -176,15 +218,24 @@ def claim_folder(
         yield folder
 
 
+def _has_manifest(storage: Storage) -> bool:
+    """Whether the folder is a job's; False if it is empty.
+
+    Raises:
+        OutputError: It is something else's.
+    """
+    names = storage.names()
+    if names and MANIFEST not in names:
+        raise OutputError(
+            f"{storage.uri}: is not empty and holds no job (no {MANIFEST}; there is "
+            f"{names[0]!r}); name an empty or new folder"
+        )
+    return bool(names)
+
+
 def _read_manifest(storage: Storage, *, overwrite: bool) -> Manifest | None:
     """The folder's manifest; None if the folder is empty."""
-    names = storage.names()
-    if MANIFEST not in names:
-        if names:
-            raise OutputError(
-                f"{storage.uri}: is not empty and holds no job (no {MANIFEST}; there is "
-                f"{names[0]!r}); name an empty or new folder"
-            )
+    if not _has_manifest(storage):
         return None
     try:
         with storage.open(MANIFEST) as stream:

@@ -15,9 +15,12 @@ import pyarrow.parquet as pq
 
 from jobs.errors import OutputError
 from jobs.openai_batch import error_line, response_line
-from jobs.writing.parts import ERRORS, RESULTS, live_files, read_batches
+from jobs.writing.parts import ERRORS, RESULTS, PartKind, live_files, read_batches
 from jobs.writing.results import RESULT_SCHEMA
 from jobs.writing.storage import Storage
+
+ORDERED = "output.parquet"
+"""The results and errors of a job in the order of its input."""
 
 SORT_BYTES = 64 * 1024 * 1024
 """Rows that are sorted in memory at once; about three times as much is in use meanwhile."""
@@ -45,7 +48,7 @@ def write_ordered(storage: Storage, *, sort_bytes: int = SORT_BYTES) -> None:
             for table in ordered_tables(storage, sort_bytes):
                 writer.write_table(table)
 
-    storage.write("output.parquet", produce)
+    storage.write(ORDERED, produce)
 
 
 def write_openai_batch(storage: Storage, *, sort_bytes: int = SORT_BYTES) -> None:
@@ -70,18 +73,26 @@ def write_openai_batch(storage: Storage, *, sort_bytes: int = SORT_BYTES) -> Non
     )
 
 
-def ordered_tables(storage: Storage, sort_bytes: int = SORT_BYTES) -> Iterator[Any]:
-    """Every result and error as tables of `ORDERED_SCHEMA`, ascending in `row_index`.
+def ordered_tables(
+    storage: Storage, sort_bytes: int = SORT_BYTES, schema: Any = ORDERED_SCHEMA
+) -> Iterator[Any]:
+    """Every result and error as tables of `schema`, ascending in `row_index`.
 
     Rows are dealt into files by ranges of `row_index`, a range that is too large for memory is
     dealt again, and each is sorted. Disk: about the rows once more, in `Storage.scratch`.
+
+    Args:
+        storage: The job's folder.
+        sort_bytes: Rows that are sorted in memory at once.
+        schema: The fields of `ORDERED_SCHEMA` that are wanted, `row_index` among them; no other
+            columns are read.
 
     Raises:
         OutputError: The parts cannot be read or hold a row twice.
     """
     last = -1
     with storage.scratch() as scratch:
-        for table in _sorted(_all_rows(storage), scratch, sort_bytes):
+        for table in _sorted(_all_rows(storage, schema), scratch, sort_bytes):
             indices = table.column("row_index").to_numpy()
             steps = np.diff(indices, prepend=last)
             if not steps.all():
@@ -99,6 +110,7 @@ class _Range:
     """Rows whose index is in `low..high-1`, in no order.
 
     Attributes:
+        schema: Their `pyarrow.Schema`.
         low: Smallest row index there may be.
         high: One more than the largest.
         size_bytes: Memory that the rows take, at least.
@@ -106,6 +118,7 @@ class _Range:
         path: Their file, to be deleted when they are done.
     """
 
+    schema: Any
     low: int
     high: int
     size_bytes: float
@@ -113,10 +126,10 @@ class _Range:
     path: Path | None = None
 
 
-def _all_rows(storage: Storage) -> _Range:
-    names = [n for kind in (RESULTS, ERRORS) for n in live_files(storage, kind)]
+def _all_rows(storage: Storage, schema: Any) -> _Range:
+    files = [(name, kind) for kind in (RESULTS, ERRORS) for name in live_files(storage, kind)]
     low, high, size_bytes = 0, 0, 0
-    for name in names:
+    for name, _ in files:
         with storage.open(name) as stream:
             metadata = pq.read_metadata(stream)
         size_bytes += sum(
@@ -126,25 +139,34 @@ def _all_rows(storage: Storage) -> _Range:
             high = max(high, int(np.max(batch.column("row_index"))) + 1)
 
     def batches() -> Iterator[Any]:
-        for name in names:
-            for batch in read_batches(storage, name):
-                yield _as_ordered(batch)
+        for name, kind in files:
+            for batch in read_batches(storage, name, _stored_names(kind, schema)):
+                yield _as_ordered(batch, kind, schema)
 
-    return _Range(low, high, size_bytes, batches)
+    return _Range(schema, low, high, size_bytes, batches)
 
 
-def _as_ordered(batch: Any) -> Any:
-    """A batch of results or errors with the columns of `ORDERED_SCHEMA`."""
+def _stored_names(kind: PartKind, schema: Any) -> list[str]:
+    """The columns of the parts that make those of `schema`."""
+    wanted = set(schema.names)
+    if kind is ERRORS and "prompt" in wanted:
+        wanted.add("echo")
+    return [name for name in kind.schema.names if name in wanted]
+
+
+def _as_ordered(batch: Any, kind: PartKind, schema: Any) -> Any:
+    """A batch of results or errors with the columns of `schema`."""
     columns = {name: batch.column(name) for name in batch.schema.names}
-    if "echo" in columns:
-        columns["prompt"] = columns.pop("echo")
+    if kind is ERRORS:
+        if "echo" in columns:
+            columns["prompt"] = columns["echo"]
         columns["finish_reason"] = pa.repeat("error", batch.num_rows)
     return pa.record_batch(
         [
             columns[field.name] if field.name in columns else pa.nulls(batch.num_rows, field.type)
-            for field in ORDERED_SCHEMA
+            for field in schema
         ],
-        ORDERED_SCHEMA,
+        schema,
     )
 
 
@@ -152,7 +174,7 @@ def _sorted(rows: _Range, scratch: Path, sort_bytes: int) -> Iterator[Any]:
     # The size of the first range is that of compressed pages and may be far too low: it is dealt
     # at least once, because only the sizes of dealt ranges are known.
     if rows.path is not None and (rows.size_bytes <= sort_bytes or rows.high - rows.low <= 1):
-        yield pa.Table.from_batches(rows.batches(), ORDERED_SCHEMA).sort_by("row_index")
+        yield pa.Table.from_batches(rows.batches(), rows.schema).sort_by("row_index")
         return
     for part in _deal(rows, scratch, sort_bytes):
         yield from _sorted(part, scratch, sort_bytes)
@@ -174,12 +196,12 @@ def _deal(rows: _Range, scratch: Path, sort_bytes: int) -> list[_Range]:
                 if low not in writers:
                     sink = files.enter_context(open(paths[low], "wb"))
                     writers[low] = files.enter_context(
-                        pa.ipc.new_stream(sink, ORDERED_SCHEMA, options=_IPC_OPTIONS)
+                        pa.ipc.new_stream(sink, rows.schema, options=_IPC_OPTIONS)
                     )
                 writers[low].write_batch(piece)
                 sizes[low] += piece.nbytes
     return [
-        _Range(low, highs[low], sizes[low], _batches_of(paths[low]), paths[low])
+        _Range(rows.schema, low, highs[low], sizes[low], _batches_of(paths[low]), paths[low])
         for low in lows
         if low in writers
     ]

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import OutputError
-from jobs.writing.parts import PartKind, find_parts, read_batches
+from jobs.writing.parts import PartKind, find_parts, read_batches, with_all_columns
 from jobs.writing.storage import Storage
 
 
@@ -89,8 +89,13 @@ class PartWriter:
             self._storage.delete(name)
         for number, segments in files.live.items():
             names = [self._kind.segment(number, segment) for segment in segments]
-            batches = [b for name in names for b in read_batches(self._storage, name)]
-            self._write(self._kind.part(number), pa.Table.from_batches(batches, self._kind.schema))
+            schema = self._kind.schema
+            batches = [
+                with_all_columns(batch, schema)
+                for name in names
+                for batch in read_batches(self._storage, name)
+            ]
+            self._write(self._kind.part(number), pa.Table.from_batches(batches, schema))
             for name in names:
                 self._storage.delete(name)
         return files.next_number

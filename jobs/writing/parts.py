@@ -127,6 +127,16 @@ def read_batches(
         yield from parquet.iter_batches(rows, columns=columns, use_threads=False)
 
 
+def with_all_columns(batch: Any, schema: Any) -> Any:
+    """A record batch with the columns of `schema`; what an older program did not write is null."""
+    there = set(batch.schema.names)
+    columns = [
+        batch.column(field.name) if field.name in there else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.record_batch(columns, schema)
+
+
 def finished_rows(storage: Storage) -> FinishedRows:
     """The rows that have a result or an error, by the index column alone.
 

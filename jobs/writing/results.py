@@ -37,6 +37,7 @@ class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
         forecast_upper: Upper end of the forecast's interval in tokens.
         forecast_source: Who made the forecast.
         energy_joules: Energy attributed to the row.
+        wasted_joules: The part of it that computed tokens again.
         energy_source: How the energy was measured or modelled.
         endpoint: Of an OpenAI batch line.
         model: Of an OpenAI batch line, or the model that answered it.
@@ -64,6 +65,7 @@ class ResultRow(msgspec.Struct, frozen=True, kw_only=True):
     forecast_upper: int | None = None
     forecast_source: str | None = None
     energy_joules: float | None = None
+    wasted_joules: float | None = None
     energy_source: str | None = None
     endpoint: str | None = None
     model: str | None = None
@@ -101,6 +103,7 @@ RESULT_SCHEMA = pa.schema(
         _field("forecast_upper", pa.int64()),
         _field("forecast_source", pa.string()),
         _field("energy_joules", pa.float64()),
+        _field("wasted_joules", pa.float64()),
         _field("energy_source", pa.string()),
         _field("endpoint", pa.string()),
         _field("model", pa.string()),
@@ -120,7 +123,7 @@ ERROR_SCHEMA = pa.schema(
 """Columns of `errors/error-*.parquet`."""
 
 
-def to_table(rows: Sequence[ResultRow] | Sequence[BadRow], schema: Any) -> Any:
+def to_table(rows: Sequence[msgspec.Struct], schema: Any) -> Any:
     """`rows` as a `pyarrow.Table` of `schema`.
 
     Text that is not valid Unicode (a lone surrogate) gets U+FFFD where it is not.

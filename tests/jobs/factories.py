@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, settings
 
-from jobs.reading.inputs import BadRow, InputOptions, JobRow, open_input
+from jobs.reading.inputs import BadRow, InputError, InputOptions, JobRow, open_input
 from jobs.writing.parts import ERRORS, RESULTS, PartKind, live_files, read_batches
 from jobs.writing.results import ResultRow
 from jobs.writing.storage import Storage
+
+CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
+"""A conversation as rows have it."""
 
 any_speed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """For properties that start threads or write files, on machines that do other things too."""
@@ -24,6 +30,25 @@ def lines_file(path: Path, rows: Iterable[Mapping[str, Any] | str]) -> str:
     lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return str(path)
+
+
+def parquet_file(path: Path, columns: dict[str, Any], **options: Any) -> str:
+    pq.write_table(pa.table(columns), path, **options)
+    return str(path)
+
+
+def csv_file(path: Path, rows: list[list[str]], **options: Any) -> str:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, **options).writerows(rows)
+    return str(path)
+
+
+def input_error(uri: str | Path, **options: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        open_input(str(uri), InputOptions(**options)).check()
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 def read(uri: str | Path, **options: Any) -> list[JobRow | BadRow]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -20,6 +21,7 @@ from cluster.config import parse_config
 from cluster.lifecycle import create_controller, stop_controller, wait_for_replicas
 from cluster.messages import NAMESPACE
 from jobs.cli import main
+from jobs.errors import OutputError
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
@@ -88,12 +90,27 @@ def test_every_row_is_answered_and_the_report_adds_up(tmp_path: Path) -> None:
     tokens = [r["output_tokens"] for r in rows]
     assert report["totals"]["output_tokens"] == report["run"]["output_tokens"] == sum(tokens)
     assert report["distributions"]["output_tokens"]["mean"] == pytest.approx(sum(tokens) / 50)
-    assert report["energy"] == {"joules": None, "source": "not measured"}
+    assert report["energy"]["rows"]["joules"] is report["energy"]["cluster"]["joules"] is None
+    assert {energy["source"] for energy in report["energy"].values()} == {"not measured"}
     assert {r["forecast_source"] for r in rows} == {"prior"}
     ordered = pq.read_table(tmp_path / "out" / "output.parquet").column("row_id").to_pylist()
     assert ordered == [f"p{i}" for i in range(50)]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert (manifest["state"], manifest["rows"]) == ("complete", 50)
+
+
+def test_an_energy_budget_without_a_meter_is_refused_with_the_fix(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.energy_budget.FIRST_REPORT_S", 0.5)
+    source = write_prompts(tmp_path / "in.jsonl", 3)
+    words = command("--input", source, "--output", tmp_path / "out", "--energy-budget", 15)[3:]
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", *words])
+    assert ended.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "is 15 J, but no energy is measured on replica-0, replica-1: declare" in error
+    assert not list((tmp_path / "out").glob("parts/*"))
 
 
 def test_a_complete_job_is_left_alone_and_another_job_is_refused(tmp_path: Path) -> None:
@@ -103,6 +120,10 @@ def test_a_complete_job_is_left_alone_and_another_job_is_refused(tmp_path: Path)
     again = generate("--input", source, "--output", out)
     assert again.returncode == 0
     assert "complete already: 5 results" in " ".join(again.stderr.split())
+    assert not (out / "output.parquet").exists()
+    assert generate("--input", source, "--output", out, "--ordered").returncode == 0
+    ordered = pq.read_table(out / "output.parquet").column("row_id").to_pylist()
+    assert ordered == [f"p{i}" for i in range(5)], "without generating anything again"
     other = generate("--input", source, "--output", out, "--max-tokens", 7)
     assert other.returncode == 2
     assert "max_tokens" in other.stderr
@@ -205,8 +226,10 @@ def test_a_job_that_is_killed_again_and_again_loses_and_repeats_nothing(tmp_path
 
 def wait_for_more_than(ended: int, folder: Path) -> None:
     for _ in range(600):
-        if len(_durable(folder)) > ended:
-            return
+        # Merging replaces the file that is being read.
+        with contextlib.suppress(OutputError):
+            if len(_durable(folder)) > ended:
+                return
         time.sleep(0.05)
     raise AssertionError("nothing was finished within 30 s")
 

@@ -57,6 +57,8 @@ def test_life_of_a_job(tmp_path: Path) -> None:
             "result_rows": None,
             "error_rows": None,
             "report": {},
+            "paused": "",
+            "spent_joules": 0.0,
         }
         job.complete(
             rows=3, result_rows=2, error_rows=1, now_unix_s=NOW_S + 9, report={"joules": None}
@@ -67,6 +69,24 @@ def test_life_of_a_job(tmp_path: Path) -> None:
         assert job.manifest.finished_unix_s == NOW_S + 9
         assert (job.manifest.rows, job.manifest.result_rows, job.manifest.error_rows) == (3, 2, 1)
         assert job.manifest.report == {"joules": None}
+
+
+def test_a_paused_job_says_why_and_goes_on(tmp_path: Path) -> None:
+    with claim(tmp_path) as job:
+        job.pause("energy budget: 7 J spent of 5 J", spent_joules=7.0, report={"rows": 2})
+    with claim(tmp_path) as job:
+        assert not job.is_complete
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert manifest["state"] == "paused"
+        assert manifest["paused"] == "energy budget: 7 J spent of 5 J"
+        assert manifest["report"] == {"rows": 2}
+        job.resume()
+        manifest = json.loads((tmp_path / "manifest.json").read_text())
+        assert (manifest["state"], manifest["paused"]) == ("running", "")
+        assert manifest["spent_joules"] == 7.0
+    assert refusal(tmp_path, {"model": "other"}).startswith("belongs to another job")
+    with claim(tmp_path, overwrite=True) as job:
+        assert job.manifest.spent_joules == 0.0
 
 
 def test_counts_must_add_up(tmp_path: Path) -> None:
@@ -106,13 +126,15 @@ def test_the_identity_is_compared_as_json(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_never_touched(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
+    mine = {"thesis.tex": "years of work", ".draft.tmp": "more work", ".lock": "held by tex"}
+    for name, content in mine.items():
+        (tmp_path / name).write_text(content)
     for overwrite in (False, True):
         assert refusal(tmp_path, overwrite=overwrite) == (
             "is not empty and holds no job (no manifest.json; there is 'thesis.tex'); name an "
             "empty or new folder"
         )
-    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == mine
 
 
 def test_overwrite_deletes_the_job_and_nothing_else(tmp_path: Path) -> None:

@@ -113,5 +113,5 @@ def test_format_can_be_given(tmp_path: Path) -> None:
 
 def test_ids_are_custom_ids(tmp_path: Path) -> None:
     uri = lines_file(tmp_path / "in.jsonl", [batch_line("a")])
-    with pytest.raises(InputError, match="id_column is 'id', must be custom_id for OpenAI batch"):
+    with pytest.raises(InputError, match="--id-column is 'id', must be custom_id for OpenAI batch"):
         open_input(uri, InputOptions(id_column="id"))

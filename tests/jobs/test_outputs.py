@@ -16,7 +16,7 @@ from jobs.errors import OutputError, OutputFullError
 from jobs.writing.local_storage import LocalStorage
 from jobs.writing.outputs import ResultWriter
 from jobs.writing.parts import RESULTS, delete_errors, find_parts, finished_rows
-from jobs.writing.results import ERROR_SCHEMA, RESULT_SCHEMA, ResultRow
+from jobs.writing.results import ERROR_SCHEMA, RESULT_SCHEMA, ResultRow, to_table
 from jobs.writing.storage import Storage
 from tests.jobs.factories import (
     any_speed,
@@ -77,7 +77,8 @@ def test_columns_and_values_are_those_of_the_row(tmp_path: Path) -> None:
         forecast_upper=300,
         forecast_source="learned",
         energy_joules=3.5,
-        energy_source="nvml",
+        wasted_joules=0.25,
+        energy_source="zeus:nvml",
         endpoint="/v1/completions",
         model="m",
     )
@@ -104,6 +105,20 @@ def test_columns_and_values_are_those_of_the_row(tmp_path: Path) -> None:
             "endpoint": "/v1/completions",
         }
     ]
+
+
+def test_segments_of_an_older_program_without_a_column_become_a_part(tmp_path: Path) -> None:
+    storage = local(tmp_path)
+    for index in (3, 4):
+        table = to_table([result(index)], RESULT_SCHEMA)
+        table = table.drop_columns(["wasted_joules"]) if index == 3 else table
+        name = RESULTS.segment(0, index)
+        storage.write(name, lambda out, table=table: pq.write_table(table, out))
+    writer = ResultWriter(storage)
+    assert stored_results(storage) == [3, 4]
+    assert writer.result_rows == 2
+    assert pq.read_table(tmp_path / "parts").schema.equals(RESULT_SCHEMA)
+    writer.close()
 
 
 def test_a_row_ends_once(tmp_path: Path) -> None:

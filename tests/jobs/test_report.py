@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy.stats import kendalltau
 
 from cluster.messages import ClusterStatus, ReplicaStatus
-from jobs.report import COLUMNS, OutputReport, energy_source, joules
+from jobs.generate_job import Progress, RunResult
+from jobs.job_energy import cluster_energy
+from jobs.report import COLUMNS, OutputReport, render
+from replicas.protocol import EnergyTotals
 
 
 def rows(count: int, seed: int = 0) -> pd.DataFrame:
@@ -29,6 +36,9 @@ def rows(count: int, seed: int = 0) -> pd.DataFrame:
             "forecast_lower": 100,
             "forecast_upper": 200,
             "forecast_source": "prior",
+            "energy_joules": np.nan,
+            "wasted_joules": np.nan,
+            "energy_source": None,
         }
     )[COLUMNS]
 
@@ -67,21 +77,77 @@ def status(*replicas: ReplicaStatus) -> ClusterStatus:
     return ClusterStatus("tiebreak", "m", 0, 0, 0, 0, 0, 0, 0, list(replicas), "prior")
 
 
-def metered(name: str, joules: float | None, source: str, node: str = "n") -> ReplicaStatus:
-    return ReplicaStatus(name, "ready", node=node, total_joules=joules, energy_source=source)
+def metered(
+    name: str, joules: float, idle_joules: float = 0.0, source: str = "zeus:nvml"
+) -> ReplicaStatus:
+    books = EnergyTotals(
+        source, joules, request_joules=joules - idle_joules, idle_joules=idle_joules
+    )
+    return ReplicaStatus(name, "ready", energy=books)
 
 
-def test_gpu_joules_add_up_and_a_machine_is_counted_once() -> None:
-    gpus = status(metered("a", 10.0, "zeus:nvml"), metered("b", 5.0, "zeus:nvml"))
-    later = status(metered("a", 30.0, "zeus:nvml"), metered("b", 9.0, "zeus:nvml"))
-    assert joules(gpus, later) == pytest.approx(24.0)
-    machine = status(metered("a", 70.0, "zeus:rapl"), metered("b", 71.0, "zeus:rapl"))
-    assert joules(status(), machine) == pytest.approx(71.0)
-    two = status(metered("a", 70.0, "zeus:rapl", "n"), metered("b", 71.0, "zeus:rapl", "m"))
-    assert joules(status(), two) == pytest.approx(141.0)
+def test_it_tells_which_share_each_source_forecast() -> None:
+    report = OutputReport()
+    report.add(rows(40).assign(forecast_source=["learned"] * 30 + ["prior"] * 10))
+    run = RunResult(Progress(), 1.0, False, before=status(), after=status(), rows=0)
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(render(report, run))
+    assert "75 % learned, 25 % prior; " in capture.get()
+
+
+def test_replicas_joules_of_the_run_add_up() -> None:
+    before = status(metered("a", 10.0, 4.0), metered("gone", 99.0, 1.0))
+    after = status(metered("a", 30.0, 9.0), metered("new", 9.0, 5.0, "zeus:rapl-share"))
+    energy = cluster_energy(before, after)
+    assert (energy.metered_joules, energy.idle_joules) == pytest.approx((29.0, 10.0))
+    assert energy.source == "zeus:nvml, zeus:rapl-share"
+    assert energy.as_dict()["idle_share"] == pytest.approx(10 / 29)
+    assert energy.told() == (
+        "29 J by all replicas, 34 % of it idle power (zeus:nvml, zeus:rapl-share)"
+    )
 
 
 def test_without_a_meter_everywhere_nothing_is_claimed() -> None:
-    some = status(metered("a", 10.0, "zeus:nvml"), metered("b", None, "none"))
-    assert joules(status(), some) is None
-    assert energy_source(status(metered("b", None, "none"))) == "not measured"
+    unmetered = metered("b", 0.0, source="none")
+    some = cluster_energy(status(), status(metered("a", 10.0), unmetered))
+    assert some.metered_joules is None
+    assert some.told() == "zeus:nvml, but not everywhere"
+    none = cluster_energy(status(), status(unmetered))
+    assert (none.told(), none.as_dict()["joules"]) == ("not measured", None)
+    loading = msgspec.structs.replace(unmetered, state="loading")
+    assert cluster_energy(status(), status(metered("a", 10.0), loading)).metered_joules == 10.0
+
+
+def test_energy_of_rows_is_that_of_those_that_were_metered() -> None:
+    table = rows(3).assign(
+        output_tokens=[10, 20, 70],
+        energy_joules=[5.0, 10.0, np.nan],
+        wasted_joules=[0.0, 3.0, np.nan],
+        energy_source=["zeus:nvml", "model:a100_sxm", None],
+    )
+    report = OutputReport()
+    report.add(table.iloc[:1])
+    report.add(table.iloc[1:])
+    energy = report.energy.as_dict()
+    assert energy == {
+        "source": "model:a100_sxm, zeus:nvml",
+        "rows": 2,
+        "joules": 15.0,
+        "wasted_joules": 3.0,
+        "joules_per_request": 7.5,
+        "joules_per_output_token": 0.5,
+        "wasted_share": 0.2,
+    }
+    assert report.energy.told() == (
+        "15 J above idle: 7.5 J per request, 0.5 J per output token; 20.0 % of it wasted on "
+        "computing tokens again (model:a100_sxm, zeus:nvml)"
+    )
+
+
+def test_rows_of_an_older_program_were_not_metered() -> None:
+    report = OutputReport()
+    older = rows(5).drop(columns=["energy_joules", "wasted_joules", "energy_source"])
+    report.add(older)
+    assert report.energy.told() == "not measured"
+    assert report.energy.as_dict()["joules"] is None

@@ -11,6 +11,7 @@ from jobs.reading.records import Record
 from jobs.reading.row_errors import RowError
 from jobs.reading.rows import BadRow, JobRow, RowMaker, checked_messages, checked_prompt
 from jobs.reading.sampling import SAMPLING_NAMES, SamplingError, checked_sampling
+from predictor.excerpt import excerpt
 from tests.jobs.factories import any_speed
 
 USER = {"role": "user", "content": "Hi"}
@@ -224,3 +225,11 @@ def test_no_row_whatever_it_holds_stops_the_job(
 @given(st.dictionaries(names, st.text(max_size=8), max_size=6))
 def test_no_cell_whatever_it_holds_stops_the_job(fields: dict[str, Any]) -> None:
     assert isinstance(make(fields, from_text=True), JobRow | BadRow)
+
+
+def test_the_predictor_reads_the_ends_of_a_prompt_and_the_texts_of_a_chat() -> None:
+    long = "head " * 2000 + "tail " * 2000
+    assert JobRow(row_index=0, row_id="a", prompt=long).excerpt == excerpt(long)
+    assert len(excerpt(long)) < 2100
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert JobRow(row_index=0, row_id="a", messages=messages).excerpt == "Be brief.\nWhy?"

@@ -120,6 +120,20 @@ class TestLock:
         with local(tmp_path).lock():
             pass
 
+    def test_a_file_system_without_locks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr("fcntl.flock", refuse)
+        with pytest.raises(OutputError) as caught, local(tmp_path).lock():
+            pass
+        assert str(caught.value) == (
+            f"{tmp_path}: cannot be locked (No locks available), so two jobs could write to it at "
+            "once; name a folder of a file system with locks"
+        )
+
     def test_the_kernel_releases_the_lock_of_a_killed_driver(self, tmp_path: Path) -> None:
         hold = (
             "import sys, time\nfrom jobs.writing.local_storage import LocalStorage\n"

@@ -19,7 +19,7 @@ from jobs.simulating.lengths import (
 )
 from jobs.simulating.traces import read_trace
 from policies.forecast import DEGREES_OF_FREEDOM
-from predictor.length_histogram import MAX_TOKENS
+from policies.length_histogram import MAX_TOKENS
 from tests.jobs.simulating.workloads import azure_file
 
 DRAWS = 200_000

@@ -53,6 +53,9 @@ def columns(count: int, seed: int = 0) -> dict[str, np.ndarray]:
         "upper": np.full(count, 200),
         "evictions": rng.integers(0, 2, count),
         "recomputed_tokens": rng.integers(0, 9, count),
+        "energy_joules": rng.random(count),
+        "wasted_joules": np.zeros(count),
+        "energy_source": np.full(count, "model:made-up"),
     }
 
 

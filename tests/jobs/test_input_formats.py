@@ -1,41 +1,28 @@
+"""What each format of an input makes of its rows."""
+
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.reading.inputs import BadRow, InputError, InputFormat, InputOptions, JobRow, open_input
-from tests.jobs.factories import any_speed, bad, batch_line, good, lines_file, read
-
-CHAT = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}]
-
-
-def parquet_file(path: Path, columns: dict[str, Any], **options: Any) -> str:
-    pq.write_table(pa.table(columns), path, **options)
-    return str(path)
-
-
-def csv_file(path: Path, rows: list[list[str]], **options: Any) -> str:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, **options).writerows(rows)
-    return str(path)
-
-
-def input_error(uri: str | Path, **options: Any) -> str:
-    with pytest.raises(InputError) as caught:
-        open_input(str(uri), InputOptions(**options)).check()
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+from jobs.reading.inputs import BadRow, JobRow, open_input
+from tests.jobs.factories import (
+    CHAT,
+    any_speed,
+    bad,
+    csv_file,
+    good,
+    input_error,
+    lines_file,
+    parquet_file,
+    read,
+)
 
 
 class TestParquet:
@@ -287,6 +274,13 @@ class TestCsv:
             "columns are: 'id;prompt'; is the delimiter another one?"
         )
 
+    @pytest.mark.parametrize("delimiter", ["", ";;"])
+    def test_delimiter_that_is_none(self, tmp_path: Path, delimiter: str) -> None:
+        uri = csv_file(tmp_path / "in.csv", [["prompt"], ["x"]])
+        assert input_error(uri, delimiter=delimiter) == (
+            f"--delimiter is {delimiter!r}, must be one character"
+        )
+
     def test_repeated_column(self, tmp_path: Path) -> None:
         uri = csv_file(tmp_path / "in.csv", [["prompt", "prompt"], ["a", "b"]])
         assert input_error(uri) == (
@@ -309,235 +303,6 @@ class TestText:
         path = tmp_path / "in.txt"
         path.write_text('[1]\n{"a": 1}\n"\n')
         assert [row.prompt for row in good(read(path))] == ["[1]", '{"a": 1}', '"']
-
-
-class TestFiles:
-    @pytest.mark.parametrize("opener", [gzip.open, bz2.open])
-    def test_compressed(self, tmp_path: Path, opener: Any) -> None:
-        suffix = {gzip.open: "gz", bz2.open: "bz2"}[opener]
-        path = tmp_path / f"in.jsonl.{suffix}"
-        with opener(path, "wt") as file:
-            file.write('{"prompt": "a"}\n{"prompt": "b"}\n')
-        assert [row.prompt for row in good(read(path))] == ["a", "b"]
-
-    def test_zstd(self, tmp_path: Path) -> None:
-        path = tmp_path / "in.csv.zst"
-        with pa.CompressedOutputStream(str(path), "zstd") as file:
-            file.write(b"prompt\nhello\n")
-        assert [row.prompt for row in good(read(path))] == ["hello"]
-
-    def test_compressed_file_cut_short(self, tmp_path: Path) -> None:
-        path = tmp_path / "in.txt.gz"
-        text = "".join(f"prompt {i}\n" for i in range(200_000))
-        path.write_bytes(gzip.compress(text.encode())[:-40_000])
-        source = open_input(str(path))
-        with pytest.raises(InputError, match=r"in\.txt\.gz: cannot be read beyond row \d+ of the"):
-            list(source.rows())
-
-    def test_folder_in_order_without_hidden_and_foreign_files(self, tmp_path: Path) -> None:
-        (tmp_path / "deep").mkdir()
-        for name in ("b.jsonl", "a.jsonl", "deep/c.jsonl", "_skip.jsonl", ".hidden.jsonl"):
-            lines_file(tmp_path / name, [{"prompt": name}])
-        (tmp_path / "README.md").write_text("not a prompt")
-        (tmp_path / "empty.jsonl").write_text("")
-        rows = good(read(tmp_path))
-        assert [row.prompt for row in rows] == ["a.jsonl", "b.jsonl", "deep/c.jsonl"]
-        assert [row.row_index for row in rows] == [0, 1, 2]
-
-    @pytest.mark.parametrize(
-        ("pattern", "names"),
-        [
-            ("*.jsonl", ["a.jsonl"]),
-            ("*/*.jsonl", ["x/a.jsonl", "y/a.jsonl"]),
-            ("[xz]/a.*", ["x/a.jsonl"]),
-            ("**/a.jsonl", ["a.jsonl", "x/a.jsonl", "x/deep/a.jsonl", "y/a.jsonl"]),
-            ("x/**", ["x/a.jsonl", "x/deep/a.jsonl"]),
-        ],
-    )
-    @pytest.mark.parametrize("scheme", ["", "file://"])
-    def test_globs(self, tmp_path: Path, scheme: str, pattern: str, names: list[str]) -> None:
-        for name in ("a.jsonl", "x/a.jsonl", "x/deep/a.jsonl", "y/a.jsonl"):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            lines_file(tmp_path / name, [{"prompt": name}])
-        rows = good(read(f"{scheme}{tmp_path}/{pattern}"))
-        assert [row.prompt for row in rows] == names
-
-    def test_a_name_with_wildcard_characters_is_taken_literally_first(self, tmp_path: Path) -> None:
-        uri = lines_file(tmp_path / "in[1].jsonl", [{"prompt": "x"}])
-        assert len(read(uri)) == 1
-
-    def test_given_format_stands_over_the_suffix(self, tmp_path: Path) -> None:
-        uri = lines_file(tmp_path / "prompts.data", ["one", "two"])
-        assert [r.prompt for r in good(read(uri, input_format=InputFormat.TEXT))] == ["one", "two"]
-
-    def test_skip_passes_over_rows_without_changing_the_others(self, tmp_path: Path) -> None:
-        rows: list[Any] = [{"prompt": str(i)} for i in range(6)]
-        rows[2] = "malformed"
-        files = {
-            "jsonl": lines_file(tmp_path / "in.jsonl", rows),
-            "csv": csv_file(tmp_path / "in.csv", [["prompt"], *([str(i)] for i in range(6))]),
-            "parquet": parquet_file(
-                tmp_path / "in.parquet", {"prompt": [str(i) for i in range(6)]}
-            ),
-            "text": lines_file(tmp_path / "in.txt", [str(i) for i in range(6)]),
-        }
-        for uri in files.values():
-            source = open_input(uri)
-            everything = list(source.rows())
-            assert len(everything) == 6
-            assert list(source.rows(skip={0, 2, 5})) == [everything[i] for i in (1, 3, 4)]
-
-
-class TestErrors:
-    def test_missing(self, tmp_path: Path) -> None:
-        uri = tmp_path / "none.jsonl"
-        assert input_error(uri) == f"{uri}: no such file or folder; check the path"
-
-    def test_empty_file(self, tmp_path: Path) -> None:
-        uri = lines_file(tmp_path / "in.jsonl", [])
-        assert input_error(uri) == f"{uri}: is empty (0 bytes), must have at least one row"
-
-    @pytest.mark.parametrize("name", ["in.jsonl", "in.txt", "in.csv"])
-    def test_no_rows(self, tmp_path: Path, name: str) -> None:
-        path = tmp_path / name
-        path.write_text("prompt\n" if name == "in.csv" else "\n\n")
-        assert input_error(path) == f"{path}: has no rows, must have at least one"
-
-    def test_parquet_without_rows(self, tmp_path: Path) -> None:
-        uri = parquet_file(tmp_path / "in.parquet", {"prompt": pa.array([], pa.string())})
-        assert input_error(uri) == f"{uri}: has no rows, must have at least one"
-
-    def test_folder_without_files(self, tmp_path: Path) -> None:
-        message = input_error(tmp_path)
-        assert message.startswith(f"{tmp_path}: no files found (looked for: .parquet, ")
-        assert message.endswith("; check the path or give a format")
-
-    def test_folder_of_several_formats(self, tmp_path: Path) -> None:
-        lines_file(tmp_path / "a.txt", ["x"])
-        lines_file(tmp_path / "b.jsonl", [{"prompt": "x"}])
-        assert input_error(tmp_path) == (
-            f"{tmp_path}: files of several formats: jsonl (b.jsonl), text (a.txt); pass a glob "
-            "such as '*.parquet'"
-        )
-
-    def test_unknown_suffix(self, tmp_path: Path) -> None:
-        path = tmp_path / "in.docx"
-        path.write_text("x")
-        assert input_error(path).startswith(
-            f"{path}: format unclear from suffix '.docx', must be one of .parquet, .pq, .jsonl"
-        )
-
-    def test_unknown_scheme(self) -> None:
-        assert input_error("nosuch://x/y.jsonl").startswith("nosuch://x/y.jsonl: cannot be opened:")
-
-    def test_missing_column_lists_columns_and_the_nearest(self, tmp_path: Path) -> None:
-        uri = lines_file(tmp_path / "in.jsonl", [{"id": "a", "promt": "x"}])
-        assert input_error(uri) == (
-            f"{uri}: no column 'prompt' or 'messages', columns are: 'id', 'promt'; did you mean "
-            "'promt'?"
-        )
-
-    def test_named_column_missing(self, tmp_path: Path) -> None:
-        uri = csv_file(tmp_path / "in.csv", [["prompt", "b"], ["x", "y"]])
-        for option in ("prompt_column", "messages_column", "id_column"):
-            assert input_error(uri, **{option: "zzz"}) == (
-                f"{uri}: no column 'zzz', columns are: 'prompt', 'b'; name the column to use"
-            )
-
-    def test_wide_tables_are_not_listed_in_full(self, tmp_path: Path) -> None:
-        uri = csv_file(tmp_path / "in.csv", [[f"c{i}" for i in range(50)], ["x"] * 50])
-        assert "'c19' and 30 more; name the column to use" in input_error(uri)
-
-    @pytest.mark.parametrize("write", [parquet_file, None])
-    def test_later_file_without_the_column(self, tmp_path: Path, write: Any) -> None:
-        if write:
-            parquet_file(tmp_path / "a.parquet", {"prompt": ["x"]})
-            parquet_file(tmp_path / "b.parquet", {"text": ["x"]})
-        else:
-            csv_file(tmp_path / "a.csv", [["prompt"], ["x"]])
-            csv_file(tmp_path / "b.csv", [["text"], ["x"]])
-        name = "b.parquet" if write else "b.csv"
-        assert input_error(tmp_path).startswith(f"{name}: no column 'prompt', columns are: 'text'")
-
-    def test_type_that_is_no_prompt(self, tmp_path: Path) -> None:
-        uri = parquet_file(tmp_path / "in.parquet", {"prompt": [1]})
-        assert input_error(uri) == (
-            "in.parquet: column 'prompt' is int64, must be text; name another column or convert it"
-        )
-
-    def test_damaged_parquet(self, tmp_path: Path) -> None:
-        path = tmp_path / "in.parquet"
-        path.write_bytes(b"PAR1" + bytes(100))
-        message = input_error(path)
-        assert message.startswith("in.parquet: cannot be read as Parquet: ")
-        assert message.endswith("; check the file or give another format")
-
-    @pytest.mark.parametrize(
-        ("content", "reason"),
-        [
-            (b"PAR1....", "is a Parquet file; pass format='parquet' or name it .parquet"),
-            (gzip.compress(b"x"), "is gzip-compressed; name it .gz"),
-            ("x\n".encode("utf-16"), "is UTF-16 text, must be UTF-8; convert it (iconv"),
-        ],
-    )
-    def test_content_of_another_format(self, tmp_path: Path, content: bytes, reason: str) -> None:
-        path = tmp_path / "in.jsonl"
-        path.write_bytes(content)
-        assert input_error(path).startswith(f"in.jsonl: {reason}")
-
-    def test_compressed_parquet(self, tmp_path: Path) -> None:
-        path = tmp_path / "in.parquet.gz"
-        path.write_bytes(gzip.compress(b"PAR1"))
-        assert input_error(path).startswith("in.parquet.gz: compressed Parquet cannot be read")
-
-    def test_sampling_column_that_is_none(self, tmp_path: Path) -> None:
-        uri = lines_file(tmp_path / "in.jsonl", [{"prompt": "x", "n": 3}])
-        assert input_error(uri, sampling_columns=["n"]).startswith(
-            "sampling column 'n' is not a sampling parameter, must be one of frequency_penalty, "
-        )
-
-    def test_sampling_columns_can_be_left_alone(self, tmp_path: Path) -> None:
-        uri = lines_file(tmp_path / "in.jsonl", [{"prompt": "x", "seed": "poppy", "top_p": 0.5}])
-        assert good(read(uri, sampling_columns=["top_p"]))[0].sampling == {"top_p": 0.5}
-        assert good(read(uri, sampling_columns=[]))[0].sampling == {}
-
-
-class TestDuplicates:
-    @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "batch"])
-    def test_one_clear_line_before_work_starts(self, tmp_path: Path, kind: str) -> None:
-        ids = ["a", "b", "c", "b", "c", "b"]
-        column, places = "id", ("in.jsonl:2", "in.jsonl:4")
-        if kind == "jsonl":
-            uri = lines_file(tmp_path / "in.jsonl", [{"id": i, "prompt": "x"} for i in ids])
-        elif kind == "csv":
-            uri = csv_file(tmp_path / "in.csv", [["id", "prompt"], *([i, "x"] for i in ids)])
-            places = ("in.csv:3", "in.csv:5")
-        elif kind == "parquet":
-            uri = parquet_file(tmp_path / "in.parquet", {"id": ids, "prompt": ["x"] * 6})
-            places = ("in.parquet row 2", "in.parquet row 4")
-        else:
-            uri, column = lines_file(tmp_path / "in.jsonl", map(batch_line, ids)), "custom_id"
-        assert input_error(uri) == (
-            f"{uri}: {column} 'b' occurs more than once ({places[0]} and {places[1]}, and 1 other "
-            "ids too), must be unique; correct the ids, name another id_column, or give an empty "
-            "id_column to number the rows"
-        )
-
-    def test_integers_and_their_text_are_the_same_id(self, tmp_path: Path) -> None:
-        uri = lines_file(tmp_path / "in.jsonl", [{"id": i, "prompt": "x"} for i in (1, "1")])
-        assert "id '1' occurs more than once" in input_error(uri)
-
-    def test_rows_without_id_do_not_count_as_duplicates(self, tmp_path: Path) -> None:
-        rows: list[Any] = [{"id": "a", "prompt": "x"}, {"prompt": "x"}, {"prompt": "y"}, "{", "{"]
-        assert open_input(lines_file(tmp_path / "in.jsonl", rows)).check().rows == 5
-
-
-def test_rows_are_counted_when_asked(tmp_path: Path) -> None:
-    source = open_input(lines_file(tmp_path / "in.jsonl", [{"prompt": "x"}, "", "oops"]))
-    assert source.check().rows is None
-    summary = source.check(count_rows=True)
-    assert (summary.rows, summary.files, summary.input_format) == (2, 1, InputFormat.JSONL)
-    assert summary.size_bytes == Path(source.uri).stat().st_size
 
 
 texts = st.text(

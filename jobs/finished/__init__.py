@@ -1,0 +1,1 @@
+"""What rows of finished requests say: `tiebreak report`."""
