@@ -13,7 +13,9 @@ READY  := $(VENV)/.ready-$(ENGINE)
 SHELL       := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint bench papers lock clean
+.PHONY: help setup model demo test test-fast test-engines lint bench papers lock clean
+# The two halves of the tests start Rays of their own, which must not meet.
+.NOTPARALLEL:
 export PYTHONUNBUFFERED := 1
 
 # pip's output goes to the log; the terminal gets a count, and the log's end if pip fails.
@@ -63,8 +65,12 @@ demo: model ## Generate answers to the demo prompts with two CPU replicas
 	@"$(BIN)/tiebreak" generate --input jobs/data/demo_prompts.jsonl --output out/demo \
 		--temperature 0 --overwrite
 
-test: setup ## Run the fast tests, then those that start engines
+test: test-fast test-engines ## Run the fast tests, then those that start engines
+
+test-fast: setup ## Run the tests that start no engine
 	@"$(BIN)/pytest" -m "not engine"
+
+test-engines: setup ## Run the tests that start engines
 	@"$(BIN)/pytest" -m engine || [ $$? -eq 5 ]
 
 lint: setup ## Check style, format and types
@@ -72,9 +78,10 @@ lint: setup ## Check style, format and types
 	@"$(BIN)/ruff" format --check
 	@"$(BIN)/mypy"
 
-bench: setup ## Measure the core, the simulator, the throughput against plain vLLM, and the controller's memory
+bench: setup ## Measure the core, the simulator, the forecasts, the throughput against plain vLLM, and the controller's memory
 	@"$(BIN)/tiebreak" bench core
 	@"$(BIN)/tiebreak" bench simulation
+	@"$(BIN)/tiebreak" bench predictor
 	@"$(BIN)/tiebreak" bench throughput
 	@"$(BIN)/tiebreak" bench memory
 
