@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.call import Completion, GenerationRequest
-from cluster.client import ClusterClient
+from cluster.client import ClusterClient, ClusterLostError
 from cluster.messages import ClusterStatus
 from cluster.prompts import PromptEncoder
 from jobs.energy_budget import EnergyBudget
@@ -152,6 +152,7 @@ class GenerateJob:
                     await self._stream(client)
                 finally:
                     # Whatever ended it, and before the cluster is asked again, which may be gone.
+                    await self._collect(client)
                     await asyncio.to_thread(self._writer.close)
                 if self._failure is not None:
                     raise self._failure
@@ -269,11 +270,12 @@ class GenerateJob:
         self._sources |= {r.replica_id: r.energy.source for r in status.replicas}
 
     async def _source(self, client: ClusterClient, completion: Completion) -> str | None:
-        """Who metered an answer; None: nobody."""
+        """Who metered an answer; None: nobody, or the cluster that knows it is gone."""
         if completion.energy_joules is None:
             return None
         if completion.replica_id not in self._sources:  # it has come since
-            self._note_sources(await client.status())
+            with contextlib.suppress(ClusterLostError):
+                self._note_sources(await client.status())
         return self._sources.get(completion.replica_id)
 
     async def _record(self, client: ClusterClient, row: JobRow, completion: Completion) -> None:

@@ -168,6 +168,25 @@ class Leaving(Client):
         return await super().status()
 
 
+def test_what_came_before_the_controller_was_lost_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two answers are there when the loss of the third stops the job."""
+
+    class Lost(Leaving):
+        async def complete(self, request: GenerationRequest) -> Completion:
+            if request.request_id.endswith("/2"):
+                raise ClusterLostError("the controller is gone")
+            return await super().complete(request)
+
+    writer = Writer()
+    client = Lost(writer, 0.0, 0.0, 0.0)
+    monkeypatch.setattr("jobs.generate_job.ClusterClient", lambda controller: client)
+    with pytest.raises(ClusterLostError):
+        asyncio.run(make_job(3, writer).run())
+    assert (writer.finished, writer.closed) == ({0, 1}, True)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_what_ended_is_written_before_a_cluster_that_is_gone_is_asked_again(
     rows: int, monkeypatch: pytest.MonkeyPatch
@@ -185,4 +204,4 @@ def test_what_ended_is_written_before_a_cluster_that_is_gone_is_asked_again(
     monkeypatch.setattr("jobs.generate_job.ClusterClient", lambda controller: client)
     with pytest.raises(ClusterLostError):
         asyncio.run(make_job(rows, writer).run())
-    assert (writer.finished, writer.closed) == ({0}, True)
+    assert (writer.finished, writer.closed) == (set(range(rows)), True)
