@@ -27,9 +27,11 @@ from jobs.job_options import (
     PromptColumn,
     ReportJson,
     RetryErrors,
+    SamplingColumns,
     SamplingPairs,
     Temperature,
     Window,
+    column_names,
     sampling_options,
 )
 from jobs.offline_job import (
@@ -69,6 +71,7 @@ def generate(
     prompt_column: PromptColumn = None,
     messages_column: MessagesColumn = None,
     id_column: IdColumn = None,
+    sampling_columns: SamplingColumns = None,
     delimiter: Delimiter = None,
     chat_template: ChatTemplate = True,
     max_tokens: Annotated[
@@ -118,6 +121,7 @@ def generate(
             prompt_column=prompt_column,
             messages_column=messages_column,
             id_column=id_column,
+            sampling_columns=column_names(sampling_columns),
             delimiter=delimiter,
         ),
     )

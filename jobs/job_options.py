@@ -43,6 +43,15 @@ IdColumn = Annotated[
         rich_help_panel=INPUT_PANEL,
     ),
 ]
+SamplingColumns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Columns read as sampling parameters, separated by commas; '' reads none. Default: "
+        "every column with the name of one.",
+        rich_help_panel=INPUT_PANEL,
+    ),
+]
 Delimiter = Annotated[
     str | None,
     typer.Option(
@@ -109,6 +118,11 @@ ReportJson = Annotated[
     bool,
     typer.Option("--json", help="Print the report as JSON.", rich_help_panel=OUTPUT_PANEL),
 ]
+
+
+def column_names(text: str | None) -> list[str] | None:
+    """The names in `text`, which commas separate; None: not given."""
+    return None if text is None else [name for name in map(str.strip, text.split(",")) if name]
 
 
 def sampling_options(pairs: list[str] | None, **given: Any) -> dict[str, Any]:

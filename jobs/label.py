@@ -31,9 +31,11 @@ from jobs.job_options import (
     PromptColumn,
     ReportJson,
     RetryErrors,
+    SamplingColumns,
     SamplingPairs,
     Temperature,
     Window,
+    column_names,
     sampling_options,
 )
 from jobs.offline_job import (
@@ -80,6 +82,7 @@ def label(
     prompt_column: PromptColumn = None,
     messages_column: MessagesColumn = None,
     id_column: IdColumn = None,
+    sampling_columns: SamplingColumns = None,
     delimiter: Delimiter = None,
     chat_template: ChatTemplate = True,
     max_tokens: Annotated[
@@ -150,6 +153,7 @@ def label(
             prompt_column=prompt_column,
             messages_column=messages_column,
             id_column=id_column,
+            sampling_columns=column_names(sampling_columns),
             delimiter=delimiter,
         ),
     )

@@ -115,11 +115,11 @@ class JobInput:
         make = self.maker.row
         return (make(record) for record in self.reader.read(skip))
 
-    def check(self, *, count_rows: bool = False) -> InputSummary:
+    def check(self) -> InputSummary:
         """Look for what would spoil the job: tables without the columns, no rows, duplicate ids.
 
-        Parquet is counted from its metadata. Other formats are read once if `count_rows`, and
-        every format reads its ids once if rows have ids of their own.
+        Parquet is counted from its metadata, and every format reads its ids once if rows have ids
+        of their own.
 
         Raises:
             InputError: The first such thing.
@@ -127,8 +127,6 @@ class JobInput:
         rows = self._check_tables()
         if self.maker.id_column is not None:
             rows = self._check_ids()
-        elif rows is None and count_rows:
-            rows = sum(1 for _ in self.reader.read())
         if rows == 0:
             raise InputError(f"{self.uri}: has no rows, must have at least one")
         files = self.reader.files

@@ -99,6 +99,15 @@ def test_every_row_is_answered_and_the_report_adds_up(tmp_path: Path) -> None:
     assert (manifest["state"], manifest["rows"]) == ("complete", 50)
 
 
+def test_columns_that_only_look_like_sampling_parameters_can_be_left_alone(tmp_path: Path) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", 3, seed="poppy", max_tokens=4)
+    out = tmp_path / "out"
+    done = generate("--input", source, "--output", out, "--sampling-columns", "max_tokens")
+    assert done.returncode == 0, done.stderr
+    assert errors(out) == []
+    assert [row["output_tokens"] <= 4 for row in results(out)] == [True] * 3
+
+
 def test_an_energy_budget_without_a_meter_is_refused_with_the_fix(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +185,7 @@ def test_openai_batch_lines_in_give_openai_batch_lines_out(tmp_path: Path) -> No
     [
         (["--input", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--input", "in.jsonl", "--prompt-column", "promt"], "promt"),
+        (["--input", "in.jsonl", "--sampling-columns", "seed, n"], "column 'n' is not a sampling"),
         (["--input", "in.jsonl", "--model", "/no/such/model"], "/no/such/model"),
         (["--input", "in.jsonl", "--sampling", "top_q=1"], "top_q"),
         (["--input", "in.jsonl", "--policy.name", "tiebreack"], "did you mean 'tiebreak'"),

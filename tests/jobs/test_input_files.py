@@ -95,9 +95,8 @@ def test_skip_passes_over_rows_without_changing_the_others(tmp_path: Path) -> No
         assert list(source.rows(skip={0, 2, 5})) == [everything[i] for i in (1, 3, 4)]
 
 
-def test_rows_are_counted_when_asked(tmp_path: Path) -> None:
+def test_rows_are_not_counted_where_that_would_read_everything(tmp_path: Path) -> None:
     source = open_input(lines_file(tmp_path / "in.jsonl", [{"prompt": "x"}, "", "oops"]))
-    assert source.check().rows is None
-    summary = source.check(count_rows=True)
-    assert (summary.rows, summary.files, summary.input_format) == (2, 1, InputFormat.JSONL)
+    summary = source.check()
+    assert (summary.rows, summary.files, summary.input_format) == (None, 1, InputFormat.JSONL)
     assert summary.size_bytes == Path(source.uri).stat().st_size

@@ -27,9 +27,8 @@ def peak_bytes():
 
 def read(uri):
     source = open_input(uri)
-    rows = source.check(count_rows=True).rows
-    assert rows == sum(1 for _ in source.rows()), uri
-    return rows
+    source.check()
+    return sum(1 for _ in source.rows())
 
 small, large = sys.argv[1:5], sys.argv[5:9]
 for uri in small:
