@@ -27,6 +27,7 @@ class Outbox(Generic[T]):
         self._sent: list[T] = []
         self._number = 0
         self._filled = asyncio.Event()
+        self._readers = 0
 
     def put(self, items: Iterable[T]) -> None:
         """Add items and wake the reader."""
@@ -48,12 +49,14 @@ class Outbox(Generic[T]):
         if self._sent and received != self._number:
             return self._number, self._sent
         self._sent = []
+        self._readers += 1
         try:
             async with asyncio.timeout(timeout_s):
                 await self._filled.wait()
         except TimeoutError:
             return received, []
         finally:
+            self._readers -= 1
             self.last_read_s = time.monotonic()
         if self._sent:
             # The same reader asked twice, having lost its connection: both calls get one batch.
@@ -69,5 +72,5 @@ class Outbox(Generic[T]):
         return not self._pending and not self._sent
 
     def idle_s(self) -> float:
-        """Seconds since the reader was last seen."""
-        return time.monotonic() - self.last_read_s
+        """Seconds since the reader was last seen; 0 while it waits, even if this process stood."""
+        return 0.0 if self._readers else time.monotonic() - self.last_read_s

@@ -34,3 +34,19 @@ def test_a_reader_that_asks_again_while_its_lost_call_still_waits_misses_nothing
         assert await box.take(1, 1.0) == (2, ["b"])
 
     asyncio.run(main())
+
+
+def test_a_reader_that_waits_is_there_however_long_this_process_stood() -> None:
+    async def main() -> None:
+        box: Outbox[str] = Outbox()
+        box.last_read_s -= 100.0
+        assert box.idle_s() >= 100.0
+        waiting = asyncio.create_task(box.take(0, 60.0))
+        await asyncio.sleep(0)
+        box.last_read_s -= 100.0  # as if nothing had run meanwhile
+        assert box.idle_s() == 0.0
+        box.put(["a"])
+        await waiting
+        assert 0.0 <= box.idle_s() < 100.0
+
+    asyncio.run(main())
