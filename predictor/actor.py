@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,6 +103,8 @@ class PredictorActor:
         self._unsaved = 0
         self._save_due = asyncio.Event()
         self._saving = asyncio.Lock()
+        self._writing = threading.Lock()
+        self._is_over = False
         self._saver: asyncio.Task[None] | None = None
         self._forecasts = self._learned = self._outcomes = self._rejected = self._saves = 0
         self._last_rejection: str | None = None
@@ -237,7 +240,7 @@ class PredictorActor:
             unsaved = self._unsaved
             states = self._states()
             try:
-                await asyncio.to_thread(_write, states)
+                await asyncio.to_thread(self._write, states)
             except OSError as error:
                 self._save_error = str(error)
                 raise
@@ -276,8 +279,17 @@ class PredictorActor:
     def __ray_shutdown__(self) -> None:
         """Called by Ray when the actor ends in good order: write what is not written yet."""
         if self._writes and self._unsaved:
-            _write(self._states())
+            self._write(self._states(), last=True)
             self._saved(self._unsaved)
+
+    def _write(self, states: dict[Path, dict[str, Any]], *, last: bool = False) -> None:
+        """Write one state after the other, so that an older one never replaces the last."""
+        with self._writing:
+            if self._is_over:
+                return
+            self._is_over = last
+            for path, state in states.items():
+                write_state(path, state)
 
 
 def _watch_path(path: Path) -> Path:
@@ -295,8 +307,3 @@ def _read_watch(path: Path) -> dict[str, Any] | None:
         logger.warning("the network begins without its past, %s is unusable: %s", path, error)
         return None
     return state if isinstance(state, dict) else None
-
-
-def _write(states: dict[Path, dict[str, Any]]) -> None:
-    for path, state in states.items():
-        write_state(path, state)
