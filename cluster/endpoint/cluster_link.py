@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 RECONNECT_S = 0.5
 """Pause before a cluster is looked for again."""
 
+FIRST_CONNECTION_S = 30.0
+"""Longest time that a gateway which has just seen the cluster waits for its first connection."""
+
 
 class OtherModelError(RuntimeError):
     """The cluster that came up serves another model than the one before."""
@@ -38,6 +41,7 @@ class ClusterLink:
         self._model = model
         self._client: ClusterClient | None = None
         self._broken: Exception | None = None
+        self._known = asyncio.Event()
 
     def client(self) -> ClusterClient:
         """See `engine_client.Link`."""
@@ -70,9 +74,12 @@ class ClusterLink:
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Stay connected for the block."""
+        """Stay connected for the block, which begins with a client if one can be had soon."""
         task = asyncio.create_task(self._stay_connected())
         try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_CONNECTION_S):
+                    await self._known.wait()
             yield
         finally:
             task.cancel()
@@ -85,6 +92,7 @@ class ClusterLink:
                 self._check_model(await config_of(controller))
                 async with ClusterClient(controller, follows_load=True) as client:
                     self._client = client
+                    self._known.set()
                     reason = await client.lost()
                 logger.warning("the cluster is gone, looking for another: %s", reason)
             except (NoClusterError, ray.exceptions.RayError) as error:
@@ -92,6 +100,7 @@ class ClusterLink:
             except Exception as error:
                 logger.exception("this gateway cannot be connected any more")
                 self._broken = error
+                self._known.set()
                 return
             finally:
                 self._client = None
