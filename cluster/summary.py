@@ -130,7 +130,7 @@ def _filled(view: ReplicaView) -> str:
 
 def _memory(view: ReplicaView) -> str:
     status = view.status
-    used = f"{status.used_blocks:,} of {status.kv_blocks:,} KV blocks held"
+    used = f"{status.used_blocks:,} of {status.kv_blocks:,} KV blocks needed"
     blocks = view.projection.blocks
     if not blocks or max(blocks) <= status.used_blocks:
         return f"{used}, and it will not need more"

@@ -92,7 +92,10 @@ class ReplicaLedger:
 
     @property
     def used_blocks(self) -> int:
-        """Blocks held now: every entry with the next token's place, which its step needs."""
+        """Blocks needed now: every entry with the next token's place, which its step needs.
+
+        More than the capacity where the engine has evicted some, which stay entries.
+        """
         return _used_blocks(self._ints, len(self._ids), self.replica.block_size)
 
     @property

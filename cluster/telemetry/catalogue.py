@@ -65,7 +65,9 @@ PER_TOKEN_SECONDS = histogram(
 REPLICAS = gauge("tiebreak_replicas", "Replicas by state, as in `tiebreak status`.", "state")
 REPLICA_KV_BLOCKS = gauge("tiebreak_replica_kv_blocks", "KV-cache blocks that it has.", "replica")
 REPLICA_KV_USED = gauge(
-    "tiebreak_replica_kv_used_blocks", "Blocks in use now by the controller's ledger.", "replica"
+    "tiebreak_replica_kv_used_blocks",
+    "Blocks that the requests there need now by the controller's ledger, evicted ones included.",
+    "replica",
 )
 REPLICA_KV_PEAK = gauge(
     "tiebreak_replica_kv_projected_peak_blocks",

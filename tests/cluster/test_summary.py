@@ -27,7 +27,7 @@ def test_replicas_that_take_no_more_come_first_and_those_that_come_last() -> Non
 def test_the_bottleneck_in_words() -> None:
     said = summarise(snapshot([replica("a", 900, 1010, running=15, bottleneck="memory")]))
     assert said.bottleneck.short == "a: KV memory"
-    assert "900 of 1,024 KV blocks held, 1,010 projected in 224 steps" in said.bottleneck.text
+    assert "900 of 1,024 KV blocks needed, 1,010 projected in 224 steps" in said.bottleneck.text
     assert said.bottleneck.level == "busy"
     free = summarise(snapshot([replica("a", 100, 200), replica("b", 90, 99, running=15)]))
     assert (free.bottleneck.level, free.bottleneck.short) == ("good", "None")
@@ -55,5 +55,5 @@ def test_an_idle_cluster_in_words() -> None:
     idle = snapshot([without_work(replica("a"))], queues=[], head=[])
     said = summarise(idle)
     assert said.queue.short == "Empty"
-    assert "0 of 1,024 KV blocks held, and it will not need more" in said.bottleneck.text
+    assert "0 of 1,024 KV blocks needed, and it will not need more" in said.bottleneck.text
     assert said.bottleneck.text.endswith("slots taken.")
