@@ -16,6 +16,8 @@ from predictor.prompts import Prompts
 from tests.predictor.networks import make_artifact, make_calibration, make_prompts, make_spec
 
 TEXTS = ["write w1 words", "w2 w3?", "list 10 w3s", "explain w4 w5 w6"]
+ROUNDING = 5e-3
+"""Of features to half precision, up or down: who shares a pass of the encoder moves last digits."""
 
 
 def make_forecaster(tmp_path: Path, **changes: Any) -> LearnedForecaster:
@@ -41,7 +43,7 @@ def test_a_loaded_network_says_what_training_computed(tmp_path: Path) -> None:
     prompts = make_prompts(texts, model=["a", "b", "stranger", "a", "b"])
     mu, sigma = forecaster.predict(prompts)
     assert mu.dtype == sigma.dtype == np.float64
-    np.testing.assert_allclose([mu, sigma], by_hand(artifact, encoder, prompts), atol=5e-3)
+    np.testing.assert_allclose([mu, sigma], by_hand(artifact, encoder, prompts), atol=ROUNDING)
     assert np.ptp(mu) > 0.05
     assert forecaster.models == ("a", "b")
     assert forecaster.card == "# A card\n"
@@ -57,7 +59,7 @@ def test_tuned_layers_are_put_to_use(tmp_path: Path) -> None:
     save_artifact(tmp_path / "network", artifact)
     prompts = make_prompts(TEXTS)
     said = LearnedForecaster.load(tmp_path / "network").predict(prompts)
-    np.testing.assert_allclose(said, by_hand(artifact, encoder, prompts), atol=5e-3)
+    np.testing.assert_allclose(said, by_hand(artifact, encoder, prompts), atol=ROUNDING)
     plain = TextEncoder(encoder.spec)
     assert np.abs(said - np.array(by_hand(artifact, plain, prompts))).max() > 0.02
 
@@ -87,7 +89,7 @@ def test_a_text_that_comes_twice_in_a_batch_is_encoded_once(tmp_path: Path) -> N
     prompts = make_prompts([TEXTS[0]] * 3, prompt_tokens=[9, 9, 9])
     mu, _ = forecaster.predict(prompts)
     assert len(seen) == 1
-    assert mu[0] == mu[1] == mu[2]
+    np.testing.assert_allclose(mu, mu[0], rtol=1e-5)
 
 
 def test_the_cache_forgets_what_was_used_longest_ago(
@@ -130,7 +132,7 @@ def test_a_bad_row_costs_the_others_nothing(tmp_path: Path) -> None:
         )
         mu, sigma = forecaster.predict(mixed)
         assert np.isnan([mu[-1], sigma[-1]]).all(), reason
-        np.testing.assert_allclose([mu[:-1], sigma[:-1]], expected, rtol=1e-6)
+        np.testing.assert_allclose([mu[:-1], sigma[:-1]], expected, atol=ROUNDING)
         assert reason in str(forecaster.last_failure), count
         assert forecaster.failures == 1
 
@@ -160,7 +162,7 @@ def test_a_text_that_the_encoder_fails_on_costs_the_others_nothing(tmp_path: Pat
 
     forecaster._encoder.pooled = fails  # type: ignore[assignment, method-assign]
     mu, sigma = forecaster.predict(make_prompts([*TEXTS, "secret", "secret"]))
-    np.testing.assert_allclose([mu[:4], sigma[:4]], expected, rtol=1e-6)
+    np.testing.assert_allclose([mu[:4], sigma[:4]], expected, atol=ROUNDING)
     assert np.isnan([mu[4:], sigma[4:]]).all()
     assert forecaster.failures == 2
     assert forecaster.last_failure == "the encoder failed with KeyError"

@@ -234,13 +234,15 @@ def test_power_falls_when_the_meter_stands_still() -> None:
     assert account.end("a") == (pytest.approx(60.0), 0.0)
 
 
+# Some or none: the rate of work that took next to no time says nothing, and may be infinite.
+step_shares = st.just(0.0) | st.floats(1e-3, 2)
 works = st.builds(
     RequestWork,
-    prefill_shares=st.floats(0, 2),
+    prefill_shares=step_shares,
     prefill_tokens=st.integers(0, 50),
     prefill_pairs=st.integers(0, 500),
     recomputed_tokens=st.just(0),
-    decode_shares=st.floats(0, 2),
+    decode_shares=step_shares,
     decode_tokens=st.integers(0, 5),
     context_tokens=st.integers(0, 500),
     begun_tokens=st.integers(0, 30),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
-import ray
 
 from replicas.engines import EngineSpec
 from replicas.protocol import (
@@ -21,7 +20,8 @@ from replicas.protocol import (
     ReplicaReport,
     pack_tokens,
 )
-from replicas.replica import ReplicaActor
+from replicas.replica import Place, ReplicaActor
+from tests.replicas.virtual_loop import virtually
 
 CLIENT = "client"
 PROMPT = list(range(20))
@@ -40,11 +40,10 @@ ENGINE = {
 """Memory for one answer of 200 tokens and a short one."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but Ray knows where a replica's process runs."""
+    monkeypatch.setattr(ReplicaActor, "_place", lambda _: Place("n", "h", [0], []))
 
 
 class Controller:
@@ -150,6 +149,7 @@ def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
 
+@virtually
 async def test_a_request_that_was_evicted_goes_on_from_all_of_its_tokens() -> None:
     async with replica() as alone:
         await alone.begin("z", tokens=190)
@@ -176,6 +176,7 @@ async def test_a_request_that_was_evicted_goes_on_from_all_of_its_tokens() -> No
         ]
 
 
+@virtually
 async def test_all_that_the_engine_has_made_is_handed_back() -> None:
     async with replica() as home:
         # Nobody reads along, so that most tokens are held back for company.
@@ -186,6 +187,7 @@ async def test_all_that_the_engine_has_made_is_handed_back() -> None:
         assert 190 > len(tokens(await home.deltas("a"))) >= made > 1
 
 
+@virtually
 async def test_who_waits_is_reported_at_once_with_what_the_others_hold() -> None:
     async with replica() as home:
         await home.begin("a", tokens=200)
@@ -198,6 +200,7 @@ async def test_who_waits_is_reported_at_once_with_what_the_others_hold() -> None
         assert report.progress["a"] > 110
 
 
+@virtually
 async def test_what_the_engine_makes_after_the_recall_reaches_nobody() -> None:
     async with replica() as home:
         abort = home.engine.abort
@@ -220,6 +223,7 @@ async def test_what_the_engine_makes_after_the_recall_reaches_nobody() -> None:
         assert await home.deltas("a") == first
 
 
+@virtually
 async def test_a_request_that_has_ended_keeps_its_end() -> None:
     async with replica() as home:
         await home.begin("a", tokens=5)
@@ -232,6 +236,7 @@ async def test_a_request_that_has_ended_keeps_its_end() -> None:
         assert [(f.request_id, f.finish_reason) for f in ends] == [("a", "stop"), ("b", "stop")]
 
 
+@virtually
 async def test_a_recall_of_another_attempt_changes_nothing() -> None:
     async with replica() as home:
         await home.begin("a", tokens=50, attempt=2)
@@ -239,6 +244,7 @@ async def test_a_recall_of_another_attempt_changes_nothing() -> None:
         assert (await home.deltas("a", attempt=2))[-1].finish_reason == "stop"
 
 
+@virtually
 async def test_orders_count_once_and_those_of_an_older_controller_not_at_all() -> None:
     async with replica() as one:
         await one.begin("a", tokens=150)
@@ -255,6 +261,7 @@ async def test_orders_count_once_and_those_of_an_older_controller_not_at_all() -
         assert not (await one.actor.adopt(NUMBER + 1)).held
 
 
+@virtually
 async def test_a_replica_tells_a_new_controller_everything_again() -> None:
     async with replica() as one:
         await one.begin("a", tokens=190)
@@ -264,6 +271,7 @@ async def test_a_replica_tells_a_new_controller_everything_again() -> None:
         await one.report(lambda report: "a" in report.progress)
 
 
+@virtually
 async def test_a_replica_that_is_not_ready_is_not_adopted() -> None:
     with pytest.raises(EngineDeadError, match="has not been started"):
         await Replica().actor.adopt(NUMBER)

@@ -59,7 +59,7 @@ MALFORMED = [
 def test_all_that_wait_are_reported_with_their_tokens(workload: tuple[Sizes, list[Job]]) -> None:
     sizes, jobs = workload
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,  # a socket's path must be short
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as listener,
         pytest.MonkeyPatch.context() as environment,
     ):

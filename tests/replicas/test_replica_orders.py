@@ -102,7 +102,7 @@ class Replica:
     async def ends(self, *names: str) -> dict[str, Delta]:
         """The last deltas of these requests."""
         ends: dict[str, Delta] = {}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not ends.keys() >= set(names):
                 ends |= {d.request_id: d for d in await self.take() if d.finish_reason}
         return ends
@@ -127,7 +127,7 @@ def replica_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(STEP_S)
 
@@ -187,7 +187,7 @@ def test_what_an_attempt_that_was_replaced_still_makes_is_not_the_next_one_s(rep
             replica.engine.takes.set()
             await begun
             second: list[Delta] = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (second and second[-1].finish_reason):
                     second += [d for d in await replica.take() if d.attempt == 2]
             assert sum(len(delta.token_ids) for delta in second) == 50

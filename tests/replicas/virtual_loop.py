@@ -1,10 +1,15 @@
 """An event loop whose clock jumps to the next timer, so that sleeping costs no time."""
 
 import asyncio
+import functools
 import selectors
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import pytest
+
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -45,3 +50,19 @@ def run_virtually(main: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
     loop = VirtualLoop()
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(main(loop))
+
+
+def virtually(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test on a virtual loop that has run for a while; `time.monotonic` tells its time."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        async def main(loop: VirtualLoop) -> None:
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(time, "monotonic", loop.time)
+                await asyncio.sleep(1000)
+                await test(*args, **kwargs)
+
+        run_virtually(main)
+
+    return run
