@@ -23,7 +23,7 @@ class Collector:
     spans: list[Span] = field(default_factory=list)
     services: set[str] = field(default_factory=set)
 
-    def wait(self, count: int, within_s: float = 30.0) -> list[Span]:
+    def wait(self, count: int, within_s: float = 60.0) -> list[Span]:
         """The spans, once there are so many."""
         for _ in range(int(within_s / 0.05)):
             if len(self.spans) >= count:

@@ -46,7 +46,7 @@ class Endpoint:
 
     def quiet(self) -> ClusterStatus:
         """The status once nothing waits or runs, by our ledgers and the engines' account (I3)."""
-        for _ in range(200):
+        for _ in range(1200):
             status = self.status()
             loads = [r.engine_load.running + r.engine_load.waiting for r in status.replicas]
             if not (status.waiting or status.running or any(loads)):

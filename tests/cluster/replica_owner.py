@@ -95,7 +95,7 @@ class Keeper:
 
     async def until(self, holds: Callable[[], bool]) -> None:
         """Wait for it, or fail with what there is instead."""
-        for _ in range(1200):
+        for _ in range(2400):
             if holds():
                 return
             await asyncio.sleep(0.05)

@@ -37,6 +37,9 @@ SCARCE = {
 }
 POWER = {"idle_w": 50.0, "max_w": 300.0, "peak_flops_per_s": 1e14, "flops_per_token": 1e10}
 
+PATIENCE_MS = 60_000
+"""How long anything on the page may take: browser, cluster and gateway share a few slow cores."""
+
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -89,9 +92,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=PATIENCE_MS)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu"],
+            timeout=PATIENCE_MS,
         )
         yield launched
         launched.close()
@@ -102,6 +108,7 @@ class Watched:
 
     def __init__(self, browser: Browser, served: Endpoint, viewport: Any, **options: Any) -> None:
         self.context = browser.new_context(viewport=viewport, **options)
+        self.context.set_default_timeout(PATIENCE_MS)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
         self.requests: list[Request] = []
@@ -119,7 +126,7 @@ class Watched:
         self.page.goto(f"{self.url}/dashboard{fragment}")
         self.page.locator("#key-value").fill(key)
         self.page.locator("#key-form button").click()
-        expect(self.page.locator("#main")).to_be_visible(timeout=20_000)
+        expect(self.page.locator("#main")).to_be_visible()
         return self.page
 
 
@@ -147,9 +154,9 @@ def test_the_page_says_what_the_snapshot_says(
 ) -> None:
     with watched(browser, served, DESK) as window:
         page = window.open()
-        expect(page.locator("#queue-rows tr").first).to_be_visible(timeout=20_000)
-        expect(page.locator("#forecast-facts")).to_contain_text("Kendall", timeout=60_000)
-        expect(page.locator("#energy-facts")).to_contain_text("W", timeout=20_000)
+        expect(page.locator("#queue-rows tr").first).to_be_visible()
+        expect(page.locator("#forecast-facts")).to_contain_text("Kendall")
+        expect(page.locator("#energy-facts")).to_contain_text("W")
         page.locator("#pause").click()
         expect(page.locator("#live")).to_have_text("paused")
         told = last_shown(page)
@@ -168,7 +175,8 @@ def test_the_page_says_what_the_snapshot_says(
             )
             expect(row).to_contain_text(f"{status['running']:,} of {status['slots']:,}")
             width = row.locator(".used").evaluate("bar => bar.style.width")
-            share = 100 * status["used_blocks"] / status["kv_blocks"]
+            # Requests that were evicted there need their memory, too: it may be more than there is.
+            share = min(100, 100 * status["used_blocks"] / status["kv_blocks"])
             assert float(width.rstrip("%")) == pytest.approx(share, abs=0.01)
         for number, item in enumerate(told["head"][:5]):
             row = page.locator("#queue-rows tr").nth(number)
@@ -197,7 +205,7 @@ def test_why_a_request_waits_is_found_by_its_id(
     with watched(browser, served, DESK) as window:
         page = window.open()
         link = page.locator("#queue-rows button.link").last
-        expect(link).to_be_visible(timeout=20_000)
+        expect(link).to_be_visible()
         asked = link.text_content()
         page.locator("#find-id").fill(str(asked))
         page.keyboard.press("Enter")
@@ -219,7 +227,7 @@ def test_on_a_phone_nothing_is_cut_off(
 ) -> None:
     with watched(browser, served, PHONE, color_scheme=scheme) as window:
         page = window.open()
-        expect(page.locator("#queue-rows tr").first).to_be_visible(timeout=20_000)
+        expect(page.locator("#queue-rows tr").first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
         assert page.evaluate("document.documentElement.dataset.theme") == scheme
         page.locator("#theme").click()
@@ -241,7 +249,7 @@ def test_old_figures_are_not_taken_for_new_ones(served: Endpoint, browser: Brows
         expect(page.locator("#live")).to_have_text("stale")
         page.unroute("**/tiebreak/**")
         window.context.set_offline(False)
-        expect(page.locator("#live")).to_have_text("live", timeout=20_000)
+        expect(page.locator("#live")).to_have_text("live")
         expect(page.locator("#banner")).to_be_hidden()
         window.complaints = [said for said in window.complaints if "ERR_" not in said]
 
@@ -256,7 +264,7 @@ def test_a_wrong_key_is_asked_for_again(served: Endpoint, browser: Browser) -> N
         expect(page.locator("#main")).to_be_hidden()
         page.locator("#key-value").fill(KEY)
         page.keyboard.press("Enter")
-        expect(page.locator("#main")).to_be_visible(timeout=20_000)
+        expect(page.locator("#main")).to_be_visible()
         assert page.evaluate("Object.keys(localStorage).length") == 0
 
 

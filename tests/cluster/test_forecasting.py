@@ -205,7 +205,7 @@ async def test_what_only_the_prior_could_answer_is_not_asked_for() -> None:
 
 async def test_a_frozen_predictor_holds_a_bounded_number_of_requests() -> None:
     requests, frozen = Requests(), LocalHandle(ScriptedNetwork())
-    async with running(requests, [frozen], timeout_s=0.2, queue=500) as forecasting:
+    async with running(requests, [frozen], timeout_s=1.0, queue=500) as forecasting:
         frozen.goes_on.clear()
         submit(requests, forecasting, *(submission(i) for i in range(1000)))
         await until(lambda: "does not answer" in forecasting.state)
@@ -222,7 +222,7 @@ async def test_a_frozen_predictor_holds_a_bounded_number_of_requests() -> None:
 async def test_the_others_go_on_when_one_is_frozen_or_dead() -> None:
     requests = Requests()
     handles = [LocalHandle(ScriptedNetwork()) for _ in range(3)]
-    async with running(requests, handles, timeout_s=0.2) as forecasting:
+    async with running(requests, handles, timeout_s=1.0) as forecasting:
         await until(lambda: len(forecasting.stats) == 3)
         submit(requests, forecasting, *(submission(i) for i in range(300)))
         await until(lambda: len(requests.arrived) == 300)
@@ -306,7 +306,7 @@ async def test_a_predictor_that_stays_silent_is_started_anew(
         handle.goes_on.set()
 
     async with running(requests, [handle], timeout_s=0.05) as forecasting:
-        monkeypatch.setattr(forecasting_module, "RESTART_S", 0.3)
+        monkeypatch.setattr(forecasting_module, "RESTART_S", 3.0)
         monkeypatch.setattr(ray, "kill", kill)
         handle.goes_on.clear()
         submit(requests, forecasting, submission(1))

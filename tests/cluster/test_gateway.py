@@ -213,7 +213,7 @@ def test_a_request_that_is_late_ends_with_504_even_as_a_stream(
 def test_a_stream_that_runs_out_of_time_ends_with_an_error_event(
     served: Endpoint, http: httpx.Client
 ) -> None:
-    cut = http.post("/v1/chat/completions", json=NEVER_ENDING, headers={"x-request-timeout": "1"})
+    cut = http.post("/v1/chat/completions", json=NEVER_ENDING, headers={"x-request-timeout": "4"})
     assert cut.status_code == 200
     *chunks, error = events(cut)
     assert len(chunks) > 2
@@ -226,20 +226,27 @@ def test_a_client_that_leaves_frees_the_engine(
     served: Endpoint, http: httpx.Client, stream: bool
 ) -> None:
     """The only slot of the engine is given to the next request, at best within 200 ms."""
-    waits_s = [_time_to_next_request(served, http, stream) for _ in range(4)]
-    assert min(waits_s) < 0.2, waits_s
+    # On a busy machine a request that waits for nobody takes a while, too.
+    alone_s = min(_time_of_a_request(http) for _ in range(8))
+    waits_s = [_time_to_next_request(served, http, stream) for _ in range(8)]
+    assert min(waits_s) - alone_s < 0.2, (waits_s, alone_s)
     served.quiet()
 
 
 def _time_to_next_request(served: Endpoint, http: httpx.Client, stream: bool) -> float:
+    served.quiet()  # else the request before could be taken for the one that leaves
     leaving = _send(served, "/v1/chat/completions", {**NEVER_ENDING, "stream": stream})
     while not served.status().running:
         time.sleep(0.01)
     leaving.close()
-    left_s = time.monotonic()
+    return _time_of_a_request(http)
+
+
+def _time_of_a_request(http: httpx.Client) -> float:
+    asked_s = time.monotonic()
     answer = http.post("/v1/chat/completions", json={**CHAT, "max_tokens": 1})
     assert answer.status_code == 200
-    return time.monotonic() - left_s
+    return time.monotonic() - asked_s
 
 
 def _send(served: Endpoint, path: str, body: dict[str, Any]) -> socket.socket:

@@ -6,10 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
-import ray
 
 from cluster.lifecycle import running_cluster, stop_controller
 from tests.cluster.endpoint import CHAT, Endpoint, endpoint
@@ -26,7 +26,8 @@ def served() -> Iterator[Endpoint]:
 
 
 async def ask_at_once(served: Endpoint, count: int, stream: bool) -> list[httpx.Response]:
-    body = {**CHAT, "ignore_eos": True, "max_tokens": 40, "stream": stream}
+    # Long answers, so that few leave the queue while a slow machine is still asking.
+    body = {**CHAT, "ignore_eos": True, "max_tokens": 200, "stream": stream}
     async with httpx.AsyncClient(base_url=served.url, timeout=120) as http:
         requests = (http.post("/v1/chat/completions", json=body) for _ in range(count))
         return list(await asyncio.gather(*requests))
@@ -60,11 +61,11 @@ def test_offline_requests_have_a_queue_of_their_own(served: Endpoint) -> None:
 def test_a_stream_of_messages_that_runs_out_of_time_says_so(served: Endpoint) -> None:
     body = {**CHAT, "max_tokens": 1500, "stream": True}
     with served.client() as http:
-        cut = http.post("/v1/messages", json=body, headers={"x-request-timeout": "1"})
+        cut = http.post("/v1/messages", json=body, headers={"x-request-timeout": "4"})
     assert cut.status_code == 200
     begun, _, told = cut.text.partition("event: error\ndata: ")
     assert "content_block_delta" in begun
-    assert "was not finished within its 1 s" in json.loads(told)["error"]["message"]
+    assert "was not finished within its 4 s" in json.loads(told)["error"]["message"]
     served.quiet()
 
 
@@ -80,11 +81,12 @@ def test_a_cluster_that_went_down_and_came_up_is_found_again(served: Endpoint) -
             _wait_for(http, 200)
             answer = http.post("/v1/chat/completions", json={**CHAT, "max_tokens": 2})
             assert answer.status_code == 200
-            assert ray.get(controller.status.remote()).finished == 1
+            # The answer comes from the replica, whose report may come later.
+            assert replace(served, controller=controller).quiet().finished == 1
 
 
 def _wait_for(http: httpx.Client, status: int) -> None:
-    for _ in range(300):
+    for _ in range(600):
         if http.get("/health").status_code == status:
             return
         time.sleep(0.1)

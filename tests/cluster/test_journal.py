@@ -350,7 +350,7 @@ def test_a_file_that_cannot_be_written_costs_the_recording_only(tmp_path: Path, 
     core.replica_joined(replica(), 0.0)
     core.submit(request("a"), forecast(), 0.0)
     assert [type(action) for action in core.decide(0.0)] == [Dispatch]
-    for _ in range(200):
+    for _ in range(6000):
         if not journal.recording:
             break
         time.sleep(0.01)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,9 @@ from cluster.journal_reader import JournalReader
 from cluster.lifecycle import running_cluster
 from cluster.messages import NAMESPACE, ClusterStatus
 from jobs.replay import replay
+from tests.cluster.prometheus_server import until as until_holds
 from tests.cluster.test_cluster import generation, simulated
+from tests.cluster.test_scale import until
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +28,22 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
+def works(status: ClusterStatus, replica_id: str) -> bool:
+    return any(r.running for r in status.replicas if r.replica_id == replica_id)
+
+
 async def disturb(controller: Any) -> None:
     """Requests of which some are abandoned, on replicas of which one is killed."""
     async with ClusterClient(controller) as client:
         tasks = [
-            asyncio.create_task(client.complete(generation(i, tokens=10 + 9 * i)))
+            asyncio.create_task(client.complete(generation(i, tokens=100 + 9 * i)))
             for i in range(30)
         ]
-        await asyncio.sleep(0.4)
+        # All have arrived, and the replicas are full of requests that will take a while yet.
+        await until(client, lambda s: s.waiting + s.running + s.finished == 30 and s.running > 12)
         for task in tasks[12:24]:
             task.cancel()
-        await asyncio.sleep(0.2)
+        await until(client, lambda s: s.waiting + s.running <= 18 and works(s, "replica-0"))
         ray.kill(ray.get_actor("replica-0", namespace=NAMESPACE))
         await asyncio.gather(*tasks[:12], *tasks[24:])
 
@@ -67,9 +73,12 @@ def test_a_real_run_replays_to_the_same_decisions(tmp_path: Path) -> None:
 def test_a_controller_lives_without_its_journal() -> None:
     config = simulated(count=1).model_copy(update={"journal": "/dev/full"})
     with running_cluster(config) as (controller, _):
-        time.sleep(0.3)
-        status: ClusterStatus = ray.get(controller.status.remote())
-        assert "recording ended: No space left" in status.journal
+
+        def journal() -> str:
+            status: ClusterStatus = ray.get(controller.status.remote())
+            return status.journal
+
+        until_holds(lambda: "recording ended: No space left" in journal(), "it is still recorded")
 
         async def run() -> int:
             async with ClusterClient(controller) as client:

@@ -114,7 +114,7 @@ class Run:
 def quiet(controller: Any) -> ClusterStatus:
     """The status once both replicas are there and nothing waits or runs, by our ledgers and by the
     engines' own account (I3)."""
-    for _ in range(600):
+    for _ in range(2400):
         status: ClusterStatus = ray.get(controller.status.remote())
         loads = [r.engine_load for r in status.replicas]
         work = [load.running + load.waiting + load.kv_usage for load in loads]

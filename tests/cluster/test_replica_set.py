@@ -134,7 +134,8 @@ async def test_orders_of_the_controller_before_are_not_obeyed() -> None:
 async def test_who_does_not_answer_the_new_controller_is_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cluster.membership.replica_set.ADOPT_TIMEOUT_S", 1.0)
+    # Time enough for the one that does answer.
+    monkeypatch.setattr("cluster.membership.replica_set.ADOPT_TIMEOUT_S", 10.0)
     async with keeper(count=2) as first:
         pid = first.pid("replica-0")
         os.kill(pid, signal.SIGSTOP)

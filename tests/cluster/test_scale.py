@@ -62,7 +62,7 @@ def request(number: int, tokens: int) -> GenerationRequest:
 
 async def until(client: ClusterClient, holds: Callable[[ClusterStatus], bool]) -> ClusterStatus:
     """The status once it holds."""
-    for _ in range(1200):
+    for _ in range(2400):
         if holds(status := await client.status()):
             return status
         await asyncio.sleep(0.05)
@@ -83,7 +83,8 @@ async def scaled(controller: Any, requests: list[GenerationRequest], *counts: in
     async with ClusterClient(controller) as client:
         tasks = [asyncio.create_task(client.complete(r)) for r in requests]
         for count in counts:
-            await until(client, lambda status: status.running > 0)
+            # After a drain to none nothing runs, and nothing will until there are more.
+            await until(client, lambda status: status.running > 0 or not status.replicas)
             await asyncio.sleep(0.5)
             await controller.scale.remote(count)
         async with asyncio.timeout(120):

@@ -159,14 +159,14 @@ async def test_a_write_that_is_cancelled_loses_nothing(
 
     def slow(*arguments: Any) -> None:
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         real(*arguments)
 
     monkeypatch.setattr(row_files, "replace_file", slow)
     files = RowFiles(tmp_path, 7)
     add(files, 1)
     first = asyncio.create_task(files.write(0.0))
-    await asyncio.to_thread(begun.wait, 10)
+    await asyncio.to_thread(begun.wait, 60)
     add(files, 2)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
@@ -195,7 +195,13 @@ def status_of(controller: Any) -> ClusterStatus:
 def test_a_killed_controller_leaves_the_rows_of_what_had_ended(tmp_path: Path) -> None:
     config = parse_config(
         {
-            "replicas": {"engine": "simulated", "count": 1, "max_num_seqs": 16},
+            "replicas": {
+                "engine": "simulated",
+                "count": 1,
+                "max_num_seqs": 16,
+                # So slow that the long answer outlives a restart of the controller.
+                "engine_args": {"time_scale": 0.4},
+            },
             "predictor": {"state": str(tmp_path / "state.json")},
             "statistics": {"rows": str(tmp_path / "rows")},
         }
@@ -218,7 +224,7 @@ def test_a_killed_controller_leaves_the_rows_of_what_had_ended(tmp_path: Path) -
         with running_cluster(config) as (controller, joined):
             assert not joined
             asyncio.run(played(controller))
-            until_s = time.monotonic() + 30
+            until_s = time.monotonic() + 60
             while status_of(controller).finished < 5 and time.monotonic() < until_s:
                 time.sleep(0.05)
     finally:

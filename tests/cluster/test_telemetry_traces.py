@@ -145,7 +145,8 @@ class TestExport:
             traces = Traces(config(kept.endpoint))
             traces.ended(row(evictions=1), EVENTS, submission(trace=PARENT))
             traces.close()
-        request, *children = kept.spans
+            # Closing waits for the last spans for some seconds only.
+            request, *children = kept.wait(5)
         assert kept.services == {"tiebreak"}
         assert request.name == "text_completion a-model"
         assert request.trace_id.hex() == PARENT[3:35]
@@ -169,6 +170,7 @@ class TestExport:
             traces = Traces(config(kept.endpoint))
             traces.ended(row(finish_reason="error", first_token_s=None), [], submission())
             traces.close()
+            kept.wait(1)
         assert kept.spans[0].status.code == 2
         assert attributes(kept.spans[0])["error.type"] == "error"
         assert "gen_ai.response.time_to_first_chunk" not in attributes(kept.spans[0])
