@@ -5,12 +5,21 @@ import os
 import sys
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A busy machine must not fail a test that is right: no test here is about time. Where it decides
 # what may land, the same tree must always get the same verdict; elsewhere each run looks further.
-settings.register_profile("tiebreak", deadline=None, derandomize="CI" in os.environ)
+settings.register_profile(
+    "tiebreak",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("tiebreak")
+
+# What a command prints must not depend on the terminal that the tests were started from.
+for name in ("COLUMNS", "LINES", "FORCE_COLOR", "GITHUB_ACTIONS"):
+    os.environ.pop(name, None)
 
 _SESSION = pytest.StashKey[pytest.Session]()
 

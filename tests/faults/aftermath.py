@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
@@ -16,6 +16,9 @@ AWAY = (ray.exceptions.RayActorError, ray.exceptions.ActorUnavailableError)
 
 PATIENCE_S = 250
 """Longest wait for what must come: replacing a real engine on busy cores takes minutes."""
+
+LEFTOVER_S = 60
+"""From when on what is still there counts as left behind."""
 
 
 def status_of(controller: Any) -> ClusterStatus:
@@ -73,13 +76,27 @@ def assert_nothing_left(controller: Any, count: int) -> None:
     status = wait_until_quiet(controller)
     assert [r.used_blocks for r in status.replicas] == [0] * count
     assert [r.projected_peak_blocks for r in status.replicas] == [0] * count
-    kept = inside(controller, lambda c: len(c._state.open))
-    assert not kept, f"the controller keeps {kept} submissions that have ended"
-    for name in (r.replica_id for r in status.replicas):
-        held = inside(replica(name), lambda actor: sorted(actor._requests))
-        assert not held, f"{name} keeps requests that have ended: {held}"
+    # The status is of a moment ago: an abort may still be on its way to a replica.
+    wait_until_nothing(
+        lambda: inside(controller, lambda c: list(c._state.open.ids())),
+        "submissions that have ended and the controller keeps",
+    )
     names = {r.replica_id for r in status.replicas}
-    assert names == replica_actors(), "replica actors that nobody knows"
+    for name in names:
+        wait_until_nothing(
+            lambda name=name: inside(replica(name), lambda actor: sorted(actor._requests)),
+            f"requests that have ended and {name} keeps",
+        )
+    wait_until_nothing(lambda: names ^ replica_actors(), "replica actors that nobody knows")
+
+
+def wait_until_nothing(look: Callable[[], Collection[str]], what: str) -> None:
+    """Wait until `look` finds none; what stays is a leftover."""
+    for _ in range(LEFTOVER_S * 10):
+        if not (found := look()):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{what}: {sorted(found)}")
 
 
 def replica_actors() -> set[str]:
@@ -104,7 +121,7 @@ def assert_all_whole(streams: list[Stream]) -> None:
 
 def assert_no_process_left() -> None:
     """Of a cluster that has been taken down nothing runs on."""
-    for _ in range(300):
+    for _ in range(LEFTOVER_S * 10):
         left = ours()
         if not left and not replica_actors():
             return

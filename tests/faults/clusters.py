@@ -17,6 +17,7 @@ from cluster.messages import NAMESPACE
 from jobs.known_answers import request_of
 from jobs.streams import Streams
 from tests.faults.aftermath import (
+    PATIENCE_S,
     assert_all_whole,
     assert_no_process_left,
     wait_for,
@@ -70,7 +71,7 @@ def play(controller: Any, scenario: Scenario) -> None:
         async with ClusterClient(controller) as client:
             streams = Streams(client)
             await scenario(streams)
-            await streams.all_ended()
+            await streams.all_ended(PATIENCE_S)
             assert_all_whole(streams.streams)
 
     asyncio.run(played())

@@ -7,21 +7,23 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import ray
-
 from cluster.statistics.faults import Fault
 from tests.faults.aftermath import AWAY, status_of
+from tests.faults.processes import inside
 
 PATIENCE_S = 120
-"""Longest wait for a count: a picture is a second old, and replacements take some time."""
+"""Longest wait for a count: replacements take some time."""
 
 
 def faults_of(controller: Any) -> dict[str, int]:
-    """The counts now, asked for again while the controller is being restarted."""
+    """The counts now, asked for again while the controller is being restarted.
+
+    Not those of a picture of the cluster, which may be of before the latest fault.
+    """
     while True:
-        status_of(controller)
+        status_of(controller)  # answered once a restarted controller has read what it begins with
         with contextlib.suppress(*AWAY):
-            counts: dict[str, int] = ray.get(controller.snapshot.remote()).faults
+            counts: dict[str, int] = inside(controller, lambda c: c._state.faults.counts())
             return counts
 
 
@@ -29,7 +31,6 @@ def faults_of(controller: Any) -> dict[str, int]:
 def counted(controller: Any, **faults: int) -> Iterator[None]:
     """Each of these faults must be counted so many times meanwhile, no more and no less."""
     assert faults.keys() <= {fault.value for fault in Fault}
-    time.sleep(1.0)  # a picture of before the latest fault may still be given out
     before = faults_of(controller)
     yield
     risen: dict[str, int] = {}

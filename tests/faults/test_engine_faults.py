@@ -18,7 +18,8 @@ from tests.faults.aftermath import assert_nothing_left, wait_until_whole
 from tests.faults.clusters import local_cluster
 from tests.faults.processes import pid_of, replica, stopped
 
-pytestmark = [pytest.mark.faults, pytest.mark.engine]
+# On a busy machine two engines take minutes to start, and they are started and replaced here.
+pytestmark = [pytest.mark.faults, pytest.mark.engine, pytest.mark.timeout(900)]
 
 REPLICAS = 2
 CHUNK_TOKENS = 128

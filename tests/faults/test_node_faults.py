@@ -18,7 +18,7 @@ from cluster.messages import NAMESPACE
 from jobs.streams import Streams
 from tests.faults.aftermath import assert_nothing_left, status_of, wait_for, wait_until_whole
 from tests.faults.clusters import load, play, simulated
-from tests.faults.processes import inside, kill, replica
+from tests.faults.processes import inside, replica
 
 pytestmark = pytest.mark.faults
 
@@ -77,7 +77,12 @@ def lose(nodes: Nodes) -> None:
     """Every process of the other node ends at once, as when its power is cut."""
     node = nodes.away()
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    kill(*(process.pid for process in [*raylet.children(recursive=True), raylet]))
+    victims = [*raylet.children(recursive=True), raylet]
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):  # Ray ends idle workers by itself
+            victim.kill()
+    _, alive = psutil.wait_procs(victims, timeout=60)
+    assert not alive, f"SIGKILL did not end {alive}"
     with contextlib.suppress(AssertionError):  # Ray finds nothing left to kill
         nodes.ray.remove_node(node, allow_graceful=False)
 

@@ -130,7 +130,13 @@ def test_a_dispatch_is_read_with_the_forecast_it_was_made_with(tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 

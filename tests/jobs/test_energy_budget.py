@@ -31,8 +31,18 @@ ROWS = 40
 
 @contextlib.contextmanager
 def metered_cluster() -> Iterator[None]:
-    """Simulated engines that run four requests at once, each of 40 tokens or so."""
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
+    """Simulated engines that run four requests at once, each of 40 tokens or so.
+
+    They take half a second each, so that few end before a job on a busy machine has seen that its
+    budget is spent.
+    """
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+    )
     config = parse_config(
         {
             "replicas": {
@@ -40,7 +50,7 @@ def metered_cluster() -> Iterator[None]:
                 "count": 2,
                 "max_num_seqs": 4,
                 "engine_args": {
-                    "time_scale": 4.0,
+                    "time_scale": 0.5,
                     "output_median_tokens": 40.0,
                     "output_log_sigma": 0.3,
                 },

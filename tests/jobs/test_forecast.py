@@ -129,7 +129,7 @@ def test_a_prompt_comes_from_the_standard_input_too(
 def test_what_cannot_be_done_is_said_in_one_line(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    missing = told(capsys, PROMPT, "--network", str(tmp_path / "nowhere"))
+    missing = " ".join(told(capsys, PROMPT, "--network", str(tmp_path / "nowhere")).split())
     assert f"--network {tmp_path / 'nowhere'}: no network at" in missing
     assert "the prompt is empty" in told(capsys, "  ")
     app = typer.Typer(pretty_exceptions_enable=False)

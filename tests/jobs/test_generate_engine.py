@@ -22,7 +22,8 @@ from jobs.bench_throughput import run_direct
 from jobs.cli import main
 from policies.request import RequestClass
 
-pytestmark = pytest.mark.engine
+# On a busy machine engines take minutes to start, and those of both fixtures are started here.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 PROMPTS = Path(__file__).parents[2] / "jobs" / "data" / "demo_prompts.jsonl"
 CONFIG = ClusterConfig()
@@ -44,7 +45,13 @@ def direct(rows: list[dict[str, Any]]) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def controller(direct: list[list[int]]) -> Iterator[Any]:
     """A running cluster of two vLLM replicas; after `direct`, so that they do not share cores."""
-    ray.init(num_cpus=2, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+    )
     handle = create_controller(CONFIG, detached=True)
     wait_for_replicas(handle)
     yield handle

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -251,5 +252,8 @@ class TestInputIdentity:
             pass
         path = source / "b.jsonl"
         path.write_bytes(path.read_bytes())
+        # The file system's clock may not have ticked since the file was made.
+        later_s = path.stat().st_mtime + 1
+        os.utime(path, (later_s, later_s))
         message = refusal(tmp_path / "out", self.identity(source))
         assert "input file 'b.jsonl' has changed" in message

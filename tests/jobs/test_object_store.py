@@ -124,12 +124,12 @@ def test_what_waiting_does_not_mend_is_told_at_once(
 
 
 def test_patience_ends(store: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
-    tried = storage(store, patience_s=0.2)
+    tried = storage(store, patience_s=2.0)
     put(tried, b"before")
     store.trouble = [HTTPStatus.BAD_GATEWAY] * 100_000
     with caplog.at_level(logging.WARNING), pytest.raises(OutputError, match="HTTP status 502"):
         put(tried, b"after")
-    assert 1 <= len(caplog.records) < 100
+    assert 1 <= len(caplog.records) < 1000
     store.trouble = []
     put(tried, b"after")
     assert store.objects["bucket/out/parts/file"] == b"after"

@@ -62,9 +62,8 @@ if not pathlib.Path({str(mark)!r}).exists():
 
     async def killed() -> RowCount:
         task = asyncio.create_task(running.run())
-        while not mark.exists():
+        while not (mark.exists() and running.pid):
             await asyncio.sleep(0.02)
-        assert running.pid is not None
         running.kill()
         return await task
 

@@ -102,6 +102,7 @@ text = st.text(max_size=8)
 content = text | st.none() | st.lists(st.fixed_dictionaries({"text": text}), min_size=1, max_size=3)
 
 
+@any_speed
 @given(contents=st.lists(content, min_size=1, max_size=4), repeats=st.sampled_from([1, 400]))
 def test_the_text_of_a_chat_is_what_a_served_chat_is_forecast_from(
     contents: list[Any], repeats: int

@@ -17,10 +17,19 @@ from cluster.lifecycle import running_cluster
 from cluster.messages import NAMESPACE
 from jobs.cli import main
 
+TOKENS = 1000
+"""Of a request that still runs, some six seconds, when the command looks at it."""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+    )
     yield
     ray.shutdown()
 
@@ -72,15 +81,15 @@ def test_it_need_not_wait_and_says_whose_requests_it_waits_for(
             request = GenerationRequest(
                 request_id="r",
                 prompt_token_ids=[1, 2, 3],
-                max_tokens=1000,
-                sampling={"extra_args": {"simulated_output_tokens": 400}},
+                max_tokens=2000,
+                sampling={"extra_args": {"simulated_output_tokens": TOKENS}},
             )
             call = asyncio.create_task(client.complete(request))
             while not (await client.status()).running:
                 await asyncio.sleep(0.02)
             said = await asyncio.to_thread(scale, capsys, "0", "--no-wait")
             assert "from 1 to 0 replicas; 1 requests run on those that leave" in said
-            assert len((await call).token_ids) == 400
+            assert len((await call).token_ids) == TOKENS
 
     with cluster(1) as controller:
         asyncio.run(run(controller))
@@ -101,8 +110,10 @@ def test_a_replica_that_cannot_be_placed_is_no_reason_to_wait_for_ever(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # The cluster's own node has a resource of its name, of which there is 1.
-    (node,) = [name for name in ray.cluster_resources() if name.startswith("node:1")]
-    with cluster(1, resources={node: 0.6}, placement_timeout_s=15.0) as controller:
+    names = [name for name in ray.cluster_resources() if name.startswith("node:")]
+    (node,) = [name for name in names if "internal_head" not in name]
+    # The first replica has to be placed in this time too, and its process to be started.
+    with cluster(1, resources={node: 0.6}, placement_timeout_s=40.0) as controller:
         said = scale(capsys, "2", status=2)
         assert "1 of 2 replicas ready, they are tried on" in said
         assert "Ray found no node with room" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import yaml
 
 from cluster.client import NoClusterError, connect_controller
 from cluster.config import parse_config
-from cluster.endpoint.listener import bind
+from cluster.endpoint.listener import PortInUseError, bind
 from cluster.gateway import app
 from cluster.lifecycle import running_cluster
 from cluster.messages import NAMESPACE
@@ -59,9 +60,14 @@ def ray_address(ray_dashboard: str) -> str:
 
 
 def free_port() -> int:
-    with bind("127.0.0.1", 0, shared=False) as free:
-        number: int = free.getsockname()[1]
-    return number
+    """A port that stays free until it is used.
+
+    Those that the system gives out by itself may go to one of Ray's many connections meanwhile.
+    """
+    while True:
+        number = random.randrange(20_000, 32_000)
+        with contextlib.suppress(PortInUseError), bind("127.0.0.1", number, shared=False):
+            return number
 
 
 @pytest.fixture
@@ -100,7 +106,7 @@ def answers(url: str) -> bool:
 
 
 def is_gone(url: str) -> bool:
-    for _ in range(100):
+    for _ in range(600):
         try:
             httpx.get(f"{url}/health")
         except httpx.TransportError:
@@ -167,7 +173,7 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(ray_address: str, 
         wait_until_healthy(url, serving)
         assert answers(url)
         serving.send_signal(signal.SIGINT)
-        out, error = serving.communicate(timeout=60)
+        out, error = serving.communicate(timeout=120)
     finally:
         serving.kill()
     assert serving.returncode == 0, error

@@ -37,7 +37,7 @@ from tests.cluster.snapshots import (
 def drawn(
     taken: ClusterSnapshot | None, width: int = 80, height: int = 24, trouble: str = ""
 ) -> list[str]:
-    console = Console(width=width, height=height)
+    console = Console(width=width, height=height, color_system=None)
     with console.capture() as captured:
         console.print(screen(taken, width, height, trouble))
     return captured.get().splitlines()
@@ -101,7 +101,7 @@ def test_an_idle_cluster_and_one_that_has_not_answered() -> None:
 
 
 def test_an_explanation_says_all_there_is() -> None:
-    console = Console(width=100)
+    console = Console(width=100, color_system=None)
     told = explanation(job="night", recomputed_tokens=7, energy_joules=3.0, wasted_joules=1.0)
     told = msgspec.structs.replace(told, energy_source="model:a-gpu", position_is_exact=False)
     with console.capture() as captured:
@@ -223,8 +223,9 @@ async def test_they_show_a_running_cluster(
                     GenerationRequest(
                         request_id=f"chat-{number}-unique-0",
                         prompt_token_ids=[1, 2, 3],
-                        max_tokens=2000,
-                        sampling={"extra_args": {"simulated_output_tokens": 2000}},
+                        # So long that it still runs, and others wait, at the last look.
+                        max_tokens=8000,
+                        sampling={"extra_args": {"simulated_output_tokens": 8000}},
                     )
                 )
             )

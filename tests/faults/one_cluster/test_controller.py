@@ -130,11 +130,15 @@ def test_a_client_that_leaves_meanwhile_is_forgotten(whole: Any) -> None:
 
 
 def test_predictors_are_not_started_twice(whole: Any) -> None:
+    def predictors() -> set[str]:
+        return {title.rpartition(" ")[2] for title in ours() if "PredictorActor" in title}  # pids
+
+    before = predictors()
     kill_controller(whole)
     status_of(whole)
-    for _ in range(100):
-        if sum("PredictorActor" in title for title in ours()) == 1:
-            break
+    for _ in range(600):
+        now = predictors()
+        if len(now) == 1 and now.isdisjoint(before):
+            return
         time.sleep(0.1)
-    predictors = [title for title in ours() if "PredictorActor" in title]
-    assert len(predictors) == 1, f"predictors of the controller before stay: {predictors}"
+    raise AssertionError(f"{now} are there, {before} were")

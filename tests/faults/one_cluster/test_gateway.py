@@ -105,7 +105,7 @@ def test_a_killed_gateway_takes_only_its_own_streams_along(cluster: Any, url: st
         await streaming(answers)
         kill(min(before))
 
-    answers = play(cluster, url, load("gateway", 20, tokens=200), scenario)
+    answers = play(cluster, url, load("gateway", 20, tokens=600), scenario)
     whole = [pair for pair in answers if pair[1].answered]
     assert 0 < len(whole) < len(answers), "both gateways had streams"
     assert_whole(whole)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.faults
 
 def test_killed_before_the_first_token(whole: Any) -> None:
     async def scenario(streams: Streams) -> None:
-        streams.start(load("before", 6, tokens=30, prompt_tokens=1500))
+        streams.start(load("before", 6, tokens=30, prompt_tokens=5000))  # some seconds without one
         victim = await asyncio.to_thread(busiest, whole)
         kill(*pids([victim]))
         assert not any(s.token_ids for s in streams.streams), "the kill came too late to matter"
