@@ -167,7 +167,12 @@ def cluster() -> Iterator[object]:
     )
     config = parse_config(
         {
-            "replicas": {"engine": "simulated", "count": 1, "max_num_seqs": 1},
+            "replicas": {
+                "engine": "simulated",
+                "count": 1,
+                "max_num_seqs": 1,
+                "max_model_len": 8192,
+            },
             "predictor": {"network": "none"},
         }
     )
