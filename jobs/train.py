@@ -71,6 +71,14 @@ def train_command(
         int,
         typer.Option(min=0, help="Principal components of the text that heads read; 0: all of it."),
     ] = DEFAULTS.components,
+    model_width: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Width of what models differ in beside an offset; 8 where all answer all kinds "
+            "of prompts.",
+        ),
+    ] = DEFAULTS.model_width,
     encoder: Annotated[
         str, typer.Option(help="The default, a folder, or a name on the model hub.")
     ] = DEFAULTS.encoder,
@@ -115,6 +123,7 @@ def train_command(
         schedule=schedule,
         members=members,
         components=components,
+        model_width=model_width,
         oversample=oversample,
         tune_layers=tune_layers,
         encoder=encoder,

@@ -253,6 +253,7 @@ def _trainer(
         hidden=settings.hidden,
         dropout=settings.dropout,
         text_dropout=settings.text_dropout,
+        model_width=settings.model_width,
         model_dropout=settings.model_dropout,
         members=settings.members,
         components=min(settings.components, *_rank_limits(examples, training)),

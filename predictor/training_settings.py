@@ -68,6 +68,8 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
         dropout: Share dropped after each of them.
         components: Principal components of the text features that the heads read; 0: all features.
         text_dropout: Share of the text features dropped.
+        model_width: Width of what a model's identity is multiplied with beside its own offset
+            (`network.NetworkConfig`).
         model_dropout: Share of prompts whose model is hidden, so that unknown models are learnt.
         members: Independent heads whose forecasts are averaged.
         oversample: Whether long and uncertain answers count more (`losses.oversampling`).
@@ -99,6 +101,7 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
     dropout: tuple[float, ...] = (0.2, 0.2, 0.1)
     components: int = 256
     text_dropout: float = 0.1
+    model_width: int = 0
     model_dropout: float = 0.15
     members: int = 3
     oversample: bool = False
@@ -126,8 +129,6 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
             raise TrainingError(f"weight_decay is {self.weight_decay}, must be finite and >= 0")
         if not 0 < self.coverage < 1:
             raise TrainingError(f"coverage is {self.coverage}, must be above 0 and below 1")
-        if min(self.tune_layers, self.seed, self.components) < 0:
-            raise TrainingError(
-                f"tune_layers is {self.tune_layers}, seed is {self.seed} and components is "
-                f"{self.components}, must be >= 0"
-            )
+        for name in ("tune_layers", "seed", "components", "model_width"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}, must be >= 0")

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.papers.line_chart import Line, LineChart
 from jobs.papers.markdown import percent, spread, table
-from jobs.papers.study import Cell, Result, Section
+from jobs.papers.study import Pairs, Result, Section
 
 FIGURE = "a_min.svg"
 DERIVED: Mapping[str, Mapping[str, str]] = {
@@ -19,7 +19,6 @@ DERIVED: Mapping[str, Mapping[str, str]] = {
 }
 """Ratios to H-SF that an independent implementation of the method gave on such lengths."""
 
-Pairs = Sequence[tuple[Cell, Result]]
 ByKind = Mapping[str, Sequence[Result]]
 
 

@@ -13,10 +13,11 @@ from jobs.papers.arms import PaperArm, figures, run_arm
 from jobs.papers.castillo import data_folder
 from jobs.papers.fleets import fleet_of, step_time_source
 from jobs.papers.forecasts_section import write
+from jobs.papers.networks import LLAMA_8B, MODELS, labels_of, short_name, trained
 from jobs.papers.study import Cell, Result, Study
 from jobs.papers.tie_online import MAX_TOKENS, capacity_per_s
 from jobs.simulating.arrivals import GammaArrivals
-from jobs.simulating.castillo import RUN_CAP_TOKENS, CastilloLengths
+from jobs.simulating.castillo import CastilloLengths
 from jobs.simulating.forecasts import (
     ExactForecast,
     Forecasting,
@@ -27,17 +28,10 @@ from jobs.simulating.forecasts import (
 from jobs.simulating.learned_forecast import LearnedForecast
 from jobs.simulating.workload import WorkloadSpec
 from policies.bundle import policy
-from predictor.labels import Labels, read_labels
+from predictor.labels import Labels
 from predictor.lexical import lexical_features
 from predictor.splits import Split
-from predictor.training_settings import Loss, TrainingSettings
-
-NETWORKS = Path("out/papers/networks")
-"""Where the trained networks stay."""
-
-LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
-MODELS = (LLAMA_8B, "meta-llama/Llama-3.3-70B-Instruct", "Qwen/Qwen2.5-7B-Instruct-1M")
-"""Models whose withheld prompts are scored."""
+from predictor.training_settings import TrainingSettings
 
 LOOP = "all thirteen"
 """The network that is tried in the scheduler."""
@@ -57,7 +51,7 @@ def study(*, requests: int = 1_500, seeds: int = 2, load: float = 2.0) -> Study:
     """
     every: list[Cell] = [
         _network(LOOP),
-        *(_network(f"{_short(name)} alone", models=[name]) for name in MODELS),
+        *(_network(f"{short_name(name)} alone", models=[name]) for name in MODELS),
         _network("without Llama-3.1-8B", leave_out=[LLAMA_8B]),
         {**_network(LOOP), "scored_on": _OWN_SIDE},
         {"part": "linear"},
@@ -102,10 +96,6 @@ def _network(
     }
 
 
-def _short(model: str) -> str:
-    return model.rpartition("/")[2].removesuffix("-Instruct").removesuffix("-Instruct-1M")
-
-
 def measure(cell: Cell) -> Result:
     """One network, the linear model, or one run of all arms."""
     if cell["part"] == "linear":
@@ -113,23 +103,6 @@ def measure(cell: Cell) -> Result:
     if cell["part"] == "loop":
         return _loop(cell)
     return _scores(cell)
-
-
-def trained(cell: Cell) -> Path:
-    """Folder of a network, trained now if it is not there; a training that was stopped goes on."""
-    from predictor.training import train
-
-    folder: Path = NETWORKS / cell["name"].replace(" ", "-").replace(",", "")
-    if not (folder / "config.json").is_file():
-        settings = TrainingSettings(
-            loss=Loss(cell["loss"]),
-            leave_out=tuple(cell["leave_out"]),
-            cap_tokens=RUN_CAP_TOKENS,
-            seed=cell["seed"],
-        )
-        labels = _labels("train", tuple(cell["models"] or ()))
-        train(labels, folder, settings, sources=["train.parquet"], features=NETWORKS / "features")
-    return folder
 
 
 def _scores(cell: Cell) -> Result:
@@ -142,21 +115,13 @@ def _scores(cell: Cell) -> Result:
     result: Result = {}
     for name in targets:
         if cell.get("scored_on") == _OWN_SIDE:
-            labels = _labels("train", (name,))
+            labels = labels_of("train", (name,))
             labels = labels.take(labels.split()[Split.TEST])
         else:
-            labels = _labels("validate", (name,))
+            labels = labels_of("validate", (name,))
         scores = evaluate(folder, labels, cap_tokens=MAX_TOKENS, forecaster=forecaster)
-        result[_short(name)] = msgspec.to_builtins(scores)
+        result[short_name(name)] = msgspec.to_builtins(scores)
     return result
-
-
-@lru_cache(maxsize=4)
-def _labels(file: str, models: tuple[str, ...]) -> Labels:
-    folder = data_folder()
-    assert folder is not None, "the study has no cells without its data"
-    path = folder / f"{file}.parquet"
-    return read_labels([path], cap_tokens=RUN_CAP_TOKENS, models=models or None)
 
 
 def _linear() -> Result:
@@ -165,7 +130,7 @@ def _linear() -> Result:
 
     from predictor.label_fit import fit_labels
 
-    training = _labels("train", ())
+    training = labels_of("train", ())
     names = sorted(set(training.prompts.model))
     x, y = _lexical(training, names), fit_labels(training).mu
     mean, std = x.mean(axis=0), x.std(axis=0) + 1e-9
@@ -173,11 +138,11 @@ def _linear() -> Result:
     weights = np.linalg.solve(z.T @ z + _RIDGE * np.eye(z.shape[1]), z.T @ (y - y.mean()))
     result: Result = {}
     for name in MODELS:
-        labels = _labels("validate", (name,))
+        labels = labels_of("validate", (name,))
         mu = (_lexical(labels, names) - mean) / std @ weights + y.mean()
         true = fit_labels(labels).mu
         taus = [kendalltau(mu, column).statistic for column in labels.output_tokens.T]
-        result[_short(name)] = {
+        result[short_name(name)] = {
             "prompts": len(labels),
             "r2_mu": 1 - float(((true - mu) ** 2).sum() / ((true - true.mean()) ** 2).sum()),
             "kendall_tau": float(np.mean(taus)),

@@ -7,9 +7,7 @@ from typing import Any
 
 from jobs.papers.fleets import REGIMES, step_time_sentence
 from jobs.papers.markdown import percent, spread, table
-from jobs.papers.study import Cell, Result, Section
-
-Pairs = Sequence[tuple[Cell, Result]]
+from jobs.papers.study import Cell, Pairs, Result, Section
 
 _ARMS: Mapping[str, str] = {
     "fcfs": "FCFS",
@@ -49,8 +47,8 @@ length, the mean over ten; another sample's median has 0.78."""
 def _ranks(linear: Result, networks: Pairs) -> str:
     names = list(networks[0][1])
     head = ["trained on", *(f"{name}: {what}" for name in names for what in ("R2 mu", "tau"))]
-    rows = [["lexical features, linear, all thirteen", *_pair(linear, names)]]
-    rows += [[_name(cell), *_pair(result, names)] for cell, result in networks]
+    rows = [["lexical features, linear, all thirteen", *score_cells(linear, names)]]
+    rows += [[_name(cell), *score_cells(result, names)] for cell, result in networks]
     return table(head, rows)
 
 
@@ -59,7 +57,8 @@ def _name(cell: Cell) -> str:
     return f"{cell['name']} ({on})" if on else str(cell["name"])
 
 
-def _pair(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def score_cells(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """R2 of mu and tau of each of these models, empty where there are none."""
     cells = []
     for name in names:
         scores = result.get(name)

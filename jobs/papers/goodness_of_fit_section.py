@@ -8,7 +8,7 @@ from typing import Any
 from jobs.papers.castillo import SAMPLES
 from jobs.papers.length_families import FAMILIES, LOG_SCALE_MIN
 from jobs.papers.markdown import percent, table
-from jobs.papers.study import Cell, Result, Section
+from jobs.papers.study import Pairs, Result, Section
 from jobs.simulating.castillo import RUN_CAP_TOKENS
 
 PUBLISHED: Mapping[str, float] = {
@@ -18,8 +18,6 @@ PUBLISHED: Mapping[str, float] = {
     "exponential": 0.107,
 }
 """Pass rates of arXiv:2604.00499 (LMSYS prompts, 20 answers each of Llama-3-8B)."""
-
-Pairs = Sequence[tuple[Cell, Result]]
 
 
 def write(pairs: Pairs) -> Section:

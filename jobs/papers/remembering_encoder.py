@@ -38,7 +38,8 @@ class RememberingEncoder(TextEncoder):
 
 
 @lru_cache(maxsize=2)
-def _encoder(spec: EncoderSpec) -> RememberingEncoder:
+def shared_encoder(spec: EncoderSpec) -> RememberingEncoder:
+    """The one encoder of its kind in this process."""
     return RememberingEncoder(spec)
 
 
@@ -46,4 +47,4 @@ def load(folder: Path) -> LearnedForecaster:
     """The network in a folder, whose encoder must not have been tuned."""
     artifact = load_artifact(folder)
     assert not artifact.tuned, "a tuned encoder reads texts in its own way"
-    return LearnedForecaster(artifact, _encoder(artifact.encoder))
+    return LearnedForecaster(artifact, shared_encoder(artifact.encoder))

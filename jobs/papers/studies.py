@@ -10,6 +10,7 @@ from jobs.papers import (
     goodness_of_fit,
     tie_offline,
     tie_online,
+    withheld,
 )
 from jobs.papers.study import Study
 
@@ -24,4 +25,5 @@ def all_studies() -> list[Study]:
         beyond.study(),
         ablations.study(),
         forecasts.study(),
+        withheld.study(),
     ]

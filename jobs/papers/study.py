@@ -17,6 +17,10 @@ Result = dict[str, Any]
 """What a measurement came to; JSON values only."""
 
 
+Pairs = Sequence[tuple[Cell, Result]]
+"""Cells with what they came to."""
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A section of the page.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jobs.papers.arms import ARMS
 from jobs.papers.fleets import REGIMES, step_time_sentence
 from jobs.papers.line_chart import Line, LineChart
 from jobs.papers.markdown import percent, spread, table
-from jobs.papers.study import Cell, Result, Section
+from jobs.papers.study import Cell, Pairs, Result, Section
 
 PUBLISHED_PER_TOKEN_S: Mapping[str, float] = {
     "fcfs": 3.17,
@@ -34,8 +34,6 @@ _DRAWN = (
     "oracle_volume",
 )
 _PAYS = 0.95  # of the latency of FCFS
-
-Pairs = Sequence[tuple[Cell, Result]]
 
 
 class Shape(NamedTuple):

@@ -230,6 +230,21 @@ def test_several_samples_train_on_fitted_labels(tmp_path: Path) -> None:
     assert card.settings.loss is Loss.MSE
 
 
+def test_models_may_differ_in_more_than_an_offset(tmp_path: Path) -> None:
+    labels = labels_of(texts(600), models=("one", "two"))
+    second = np.array([model == "two" for model in labels.prompts.model])
+    middle = np.log(labels.output_tokens[second]).mean()
+    # Where the one answers at length, the other is brief.
+    mirrored = np.exp(2 * middle - np.log(labels.output_tokens[second]))
+    labels.output_tokens[second] = np.maximum(np.rint(mirrored), 1).astype(np.int64)
+    found = {}
+    for width in (0, 2):
+        settings = quick_settings(tmp_path, epochs=20, model_width=width)
+        found[width] = train(labels, tmp_path / f"net{width}", settings).card.scores.r2_mu
+    assert found[0] < 0.2
+    assert found[2] > 0.5
+
+
 def test_half_precision_is_judged_as_saved(tmp_path: Path) -> None:
     labels = labels_of(texts(260))
     full = train(labels, tmp_path / "full", quick_settings(tmp_path))
@@ -269,6 +284,7 @@ def test_a_learning_rate_that_explodes_says_so(tmp_path: Path) -> None:
         {"weight_decay": -1.0},
         {"coverage": 1.0},
         {"tune_layers": -1},
+        {"model_width": -1},
         {"seed": -1},
     ],
 )
