@@ -95,8 +95,8 @@ def score(
     inside = (labels.output_tokens >= lower[:, None]) & (labels.output_tokens <= upper[:, None])
     return Scores(
         prompts=len(labels),
-        r2_mu=_r2(fitted.mu, forecast.mu),
-        r2_sigma=_r2(fitted.sigma, own_sigma),
+        r2_mu=r2(fitted.mu, forecast.mu),
+        r2_sigma=r2(fitted.sigma, own_sigma),
         kendall_tau=kendall_tau(labels, moments(forecast.mu, forecast.sigma, cap).mean),
         nll=mean_nll(labels, forecast.mu, forecast.sigma),
         nll_prior=mean_nll(labels, prior.mu, prior.sigma),
@@ -184,8 +184,8 @@ def prior_distributions(prior: PriorForecaster, labels: Labels) -> Distributions
     return Distributions(*columns)
 
 
-def _r2(label: Floats, forecast: Floats) -> float:
-    """Share of the labels' variance that the forecast explains; NaN where there is none."""
+def r2(label: Floats, forecast: Floats) -> float:
+    """Share of the labels' variance, (n,), that the forecast, (n,), explains; NaN without any."""
     variance = float(((label - label.mean()) ** 2).sum())
     if not variance:
         return float(np.nan)

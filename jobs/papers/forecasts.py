@@ -126,9 +126,8 @@ def _scores(cell: Cell) -> Result:
 
 def _linear() -> Result:
     """Ridge regression of mu on the lexical features and the model: what an encoder must beat."""
-    from scipy.stats import kendalltau
-
     from predictor.label_fit import fit_labels
+    from predictor.scores import kendall_tau, r2
 
     training = labels_of("train", ())
     names = sorted(set(training.prompts.model))
@@ -140,12 +139,10 @@ def _linear() -> Result:
     for name in MODELS:
         labels = labels_of("validate", (name,))
         mu = (_lexical(labels, names) - mean) / std @ weights + y.mean()
-        true = fit_labels(labels).mu
-        taus = [kendalltau(mu, column).statistic for column in labels.output_tokens.T]
         result[short_name(name)] = {
             "prompts": len(labels),
-            "r2_mu": 1 - float(((true - mu) ** 2).sum() / ((true - true.mean()) ** 2).sum()),
-            "kendall_tau": float(np.mean(taus)),
+            "r2_mu": r2(fit_labels(labels).mu, mu),
+            "kendall_tau": kendall_tau(labels, mu),
         }
     return result
 

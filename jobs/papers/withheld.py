@@ -90,7 +90,7 @@ def _boosting(cell: Cell, model: str) -> dict[str, Any]:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     from predictor.label_fit import fit_labels
-    from predictor.scores import kendall_tau
+    from predictor.scores import kendall_tau, r2
 
     labels = labels_of(cell["trained_on"], (model,))
     if cell["trained_on"] == cell["scored_on"]:
@@ -102,11 +102,11 @@ def _boosting(cell: Cell, model: str) -> dict[str, Any]:
         max_iter=_TREES, learning_rate=_LEARNING_RATE, random_state=0
     )
     trees.fit(_sentence_vectors(labels), fit_labels(labels).mu)
-    mu, true = trees.predict(_sentence_vectors(test)), fit_labels(test).mu
+    mu = trees.predict(_sentence_vectors(test))
     return {
         "prompts": len(test),
         "trained_on": len(labels),
-        "r2_mu": 1 - float(((true - mu) ** 2).sum() / ((true - true.mean()) ** 2).sum()),
+        "r2_mu": r2(fit_labels(test).mu, mu),
         "kendall_tau": kendall_tau(test, mu),
     }
 
