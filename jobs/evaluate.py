@@ -102,6 +102,7 @@ def _table(scores: dict[str, float], coverage: float) -> Table:
         ("nll", ".3f", "nats per answer"),
         ("nll_prior", ".3f", "by model and prompt length alone"),
         ("coverage", ".3f", f"of the {coverage:.0%} interval"),
+        ("coverage_due", ".3f", "what it should be, ends at a cap counted"),
         ("interval_width", ",.0f", "tokens"),
         ("interval_width_prior", ",.0f", "tokens"),
     ):

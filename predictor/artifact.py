@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from policies.forecast import DEGREES_OF_FREEDOM
 from predictor.atomic_file import replace_file
-from predictor.conformal import Calibration
+from predictor.calibrations import Calibrations
 from predictor.device import open_device
 from predictor.encoder import EncoderSpec
 from predictor.errors import PredictorError
@@ -22,7 +22,7 @@ from predictor.excerpt import HEAD_CHARS, TAIL_CHARS
 from predictor.features import InputScaler, InputScalerState
 from predictor.network import LengthNetwork, NetworkConfig
 
-FORMAT = 1
+FORMAT = 2
 """Of the folder; raised when an older version would misread a newer one's."""
 
 CONFIG_FILE = "config.json"
@@ -80,7 +80,7 @@ class Artifact:
     network: LengthNetwork
     scaler: InputScaler
     encoder: EncoderSpec
-    calibration: Calibration
+    calibration: Calibrations
     tuned: Mapping[str, torch.Tensor] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     card: str = ""
@@ -149,7 +149,7 @@ def load_artifact(folder: Path | str, *, device: str | torch.device = "cpu") -> 
     config = _config(folder)
     scaler = _read(folder / NORMALISATION_FILE, _scaler)
     _check_fit(config, scaler, folder)
-    calibration = _read(folder / CALIBRATION_FILE, _decoder(Calibration))
+    calibration = _read(folder / CALIBRATION_FILE, _decoder(Calibrations))
     network = LengthNetwork(config.network)
     _fill(network, _tensors(folder / HEADS_FILE), folder / HEADS_FILE)
     tuned = _tensors(folder / ENCODER_FILE) if config.tuned else {}

@@ -70,12 +70,13 @@ def evaluate(
             f"the first is row {int(unanswered.argmax())} ({forecaster.last_failure}); leave them "
             "out or train the network again"
         )
-    bounds = forecaster.calibration.bounds(mu, sigma, coverage)
+    bounds = forecaster.calibration.bounds(labels.prompts.model, mu, sigma, coverage)
     return score(
         labels,
         Distributions(mu, sigma, *bounds),
         prior_distributions(prior, labels),
-        forecaster.calibration.own_sigma(sigma),
+        forecaster.calibration.own_sigma(labels.prompts.model, sigma),
+        coverage,
         cap_tokens,
     )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from policies.batch import Floats
 from predictor.artifact import Artifact, ArtifactError, load_artifact
-from predictor.conformal import Calibration
+from predictor.calibrations import Calibrations
 from predictor.encoder import EncoderError, Features, TextEncoder
 from predictor.excerpt import excerpt
 from predictor.prompts import Prompts
@@ -85,8 +85,8 @@ class LearnedForecaster:
         return self._artifact.scaler.models
 
     @property
-    def calibration(self) -> Calibration:
-        """Quantiles of its standardised residuals on prompts that it has not learnt from."""
+    def calibration(self) -> Calibrations:
+        """What corrects its mu and sigma, and quantiles of the residuals on prompts not learnt."""
         return self._artifact.calibration
 
     @property
@@ -137,7 +137,9 @@ class LearnedForecaster:
         with torch.inference_mode():
             mu, sigma = self._artifact.network(inputs)
         return self.calibration.corrected(
-            mu.cpu().numpy().astype(np.float64), sigma.cpu().numpy().astype(np.float64)
+            prompts.model,
+            mu.cpu().numpy().astype(np.float64),
+            sigma.cpu().numpy().astype(np.float64),
         )
 
     def _features(self, prompts: Prompts, rows: Sequence[int]) -> tuple[list[int], Features]:

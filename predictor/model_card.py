@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from predictor.conformal import Calibration
+from predictor.calibrations import MODEL_PROMPTS, Calibrations
 from predictor.label_fit import Reliability
 from predictor.scores import Scores
 from predictor.splits import Split
@@ -45,7 +45,7 @@ class ModelCard:
     censored: int
     reliability: Reliability
     epochs: Sequence[Epoch]
-    calibration: Calibration
+    calibration: Calibrations
     scores: Scores
     transfer: Scores | None
     versions: dict[str, str]
@@ -95,6 +95,7 @@ def _scores_table(card: ModelCard) -> str:
         ("negative log-likelihood", "nll", "{:.3f}", ""),
         ("the same of the prior", "nll_prior", "{:.3f}", ""),
         (f"coverage of the {card.settings.coverage:.0%} interval", "coverage", "{:.3f}", ""),
+        ("what it should be, ends at a cap counted", "coverage_due", "{:.3f}", ""),
         ("its mean width in tokens", "interval_width", "{:,.0f}", ""),
         ("the same of the prior's", "interval_width_prior", "{:,.0f}", ""),
     ]
@@ -123,13 +124,19 @@ def _training(card: ModelCard) -> str:
     best = max((epoch for epoch in card.epochs if epoch.best), key=lambda epoch: epoch.number)
     settings = msgspec.json.format(msgspec.json.encode(card.settings), indent=2).decode()
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
-    calibration = card.calibration
+    calibration, models = card.calibration.pooled, card.calibration.models
+    own = (
+        f" {len(models)} models with {MODEL_PROMPTS} such prompts or more are calibrated by "
+        "themselves."
+        if models
+        else ""
+    )
     return (
         f"{len(card.epochs)} epochs, the best was number {best.number} with a negative "
         f"log-likelihood of {best.nll:.3f} on the validation prompts. Calibrated on "
         f"{calibration.prompts:,} prompts: sigma widened by an error of {calibration.error:.3f} in "
         f"mu and multiplied by {calibration.scale:.3f}, mu shifted by {calibration.shift:+.3f} of "
-        f"it. Made with {versions}. Settings:\n\n"
+        f"it.{own} Made with {versions}. Settings:\n\n"
         f"```json\n{settings}\n```"
     )
 

@@ -40,6 +40,8 @@ class Scores(msgspec.Struct, frozen=True):
             survival function; every prompt weighs the same.
         nll_prior: That of the prior.
         coverage: Share of lengths inside the interval; every prompt weighs the same.
+        coverage_due: What it would be were every end right: one at the cap, or at a single token,
+            has no answers beyond it, so that its share of the misses falls away.
         interval_width: Mean width of the interval in tokens, ended at the cap.
         interval_width_prior: That of the prior's.
     """
@@ -51,6 +53,7 @@ class Scores(msgspec.Struct, frozen=True):
     nll: float
     nll_prior: float
     coverage: float
+    coverage_due: float
     interval_width: float
     interval_width_prior: float
 
@@ -77,6 +80,7 @@ def score(
     forecast: Distributions,
     prior: Distributions,
     own_sigma: Floats,
+    coverage: float = 0.9,
     cap_tokens: int | None = None,
 ) -> Scores:
     """Score forecasts, and a prior beside them, on the same prompts.
@@ -86,13 +90,13 @@ def score(
         forecast: What was forecast, as it would be served.
         prior: What the prior says.
         own_sigma: Sigma as the network gives it before calibration, (n,).
+        coverage: Share of answers that the intervals should contain.
         cap_tokens: Cap of prompts that name none; None: `CAP_TOKENS`.
     """
     cap = caps(labels, cap_tokens)
     fitted = fit_labels(labels)
     lower, upper = ends(forecast, cap)
     prior_lower, prior_upper = ends(prior, cap)
-    inside = (labels.output_tokens >= lower[:, None]) & (labels.output_tokens <= upper[:, None])
     return Scores(
         prompts=len(labels),
         r2_mu=r2(fitted.mu, forecast.mu),
@@ -100,7 +104,8 @@ def score(
         kendall_tau=kendall_tau(labels, moments(forecast.mu, forecast.sigma, cap).mean),
         nll=mean_nll(labels, forecast.mu, forecast.sigma),
         nll_prior=mean_nll(labels, prior.mu, prior.sigma),
-        coverage=float((labels.weights * inside).sum() / len(labels)),
+        coverage=float(covered(labels, forecast, cap_tokens).mean()),
+        coverage_due=coverage_due(lower, upper, cap, coverage),
         interval_width=float((upper - lower).mean()),
         interval_width_prior=float((prior_upper - prior_lower).mean()),
     )
@@ -117,6 +122,32 @@ def ends(forecast: Distributions, cap: Ints) -> tuple[Ints, Ints]:
     lower = np.clip(np.floor(forecast.lower), 1, cap).astype(np.int64)
     upper = np.clip(np.ceil(forecast.upper), lower, cap).astype(np.int64)
     return lower, upper
+
+
+def covered(labels: Labels, forecast: Distributions, cap_tokens: int | None = None) -> Floats:
+    """Share of each prompt's answers that its interval holds, cut at its cap, (n,).
+
+    Args:
+        labels: The prompts with their lengths.
+        forecast: With the intervals.
+        cap_tokens: Cap of prompts that name none; None: `CAP_TOKENS`.
+    """
+    cap = caps(labels, cap_tokens)
+    lower, upper = ends(forecast, cap)
+    tokens = np.minimum(labels.output_tokens, cap[:, None])
+    inside = (tokens >= lower[:, None]) & (tokens <= upper[:, None])
+    shares: Floats = (labels.weights * inside).sum(axis=1)
+    return shares
+
+
+def coverage_due(lower: Ints, upper: Ints, cap: Ints, coverage: float) -> float:
+    """The mean coverage of right intervals, `ends` of them each (n,).
+
+    An interval asked to hold 90 % leaves 5 % beyond each end. Of min(X, cap) nothing lies above an
+    end at the cap, and no answer is shorter than one token.
+    """
+    open_ends = (lower > 1).astype(np.int64) + (upper < cap)
+    return float(1 - (1 - coverage) / 2 * open_ends.mean())
 
 
 def kendall_tau(labels: Labels, order: Floats) -> float:

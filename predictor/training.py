@@ -16,8 +16,9 @@ import torch
 from policies.batch import Ints
 from predictor.artifact import CONFIG_FILE, HEADS_FILE, Artifact, save_artifact
 from predictor.atomic_file import replace_file
+from predictor.calibrations import Calibrations, calibrate_models
 from predictor.checkpoint import FOLDER, Checkpoint
-from predictor.conformal import MIN_PROMPTS, Calibration, calibrate
+from predictor.conformal import MIN_PROMPTS
 from predictor.device import open_device
 from predictor.epochs import Trainer, reproducible
 from predictor.examples import Examples, Prepared, encoder_spec, prepare
@@ -163,7 +164,8 @@ class _Judge:
         self.prior = fit_prior(labels.take(sides[Split.TRAIN]), settings.coverage)
         rows = sides[Split.CALIBRATION]
         mu, sigma = trainer.predict(self._examples.take(rows))
-        self.calibration: Calibration = calibrate(
+        self.calibration: Calibrations = calibrate_models(
+            labels.take(rows).prompts.model,
             mu,
             sigma,
             labels.output_tokens[rows],
@@ -175,13 +177,15 @@ class _Judge:
         """Scores on the prompts at these positions."""
         examples = self._examples.take(rows)
         mu, sigma = self._trainer.predict(examples)
-        location, spread = self.calibration.corrected(mu, sigma)
-        bounds = self.calibration.bounds(location, spread, self._settings.coverage)
+        coverage, models = self._settings.coverage, examples.labels.prompts.model
+        location, spread = self.calibration.corrected(models, mu, sigma)
+        bounds = self.calibration.bounds(models, location, spread, coverage)
         return score(
             examples.labels,
             Distributions(location, spread, *bounds),
             prior_distributions(self.prior, examples.labels),
             sigma,
+            coverage,
             self._settings.cap_tokens,
         )
 

@@ -14,7 +14,7 @@ from policies.batch import Floats
 from policies.forecast import Forecast
 from policies.length_histogram import MAX_TOKENS
 from predictor.batching import BATCH, PATIENCE_S, MicroBatcher
-from predictor.conformal import Calibration
+from predictor.calibrations import Calibrations
 from predictor.messages import ForecastQuery, LogT, Outcome, WatchStats
 from predictor.prompts import Prompts
 from predictor.watch import ForecastWatch, WatchStateError
@@ -29,8 +29,8 @@ class Network(Protocol):
     """What forecasts from the text of a prompt (`predictor.learned.LearnedForecaster`)."""
 
     @property
-    def calibration(self) -> Calibration:
-        """Quantiles of its standardised residuals on prompts that it has not learnt from."""
+    def calibration(self) -> Calibrations:
+        """What corrects its mu and sigma, and quantiles of the residuals on prompts not learnt."""
 
     @property
     def cache_hits(self) -> int:
@@ -50,6 +50,10 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """What reports call it; empty where there is none."""
+
+    @property
+    def model(self) -> str:
+        """Whose answers it forecasts here."""
 
     def load(self) -> Network:
         """The network; may take seconds, and raise whatever keeps it from being used."""
@@ -213,7 +217,7 @@ class WatchedNetwork:
 
     def _load_in_thread(self) -> None:
         network = self._source.load()
-        watch = ForecastWatch(network.calibration, self._coverage)
+        watch = ForecastWatch(network.calibration.of(self._source.model), self._coverage)
         if self._state is not None:
             try:
                 watch.load_state(self._state)

@@ -19,6 +19,7 @@ from tests.predictor.training_factories import labels_of, texts, tiny_encoder, w
 
 KEYS = [
     "prompts", "r2_mu", "r2_sigma", "kendall_tau", "nll", "nll_prior", "coverage",
+    "coverage_due",
     "interval_width", "interval_width_prior",
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from policies.batch import Ints
 from predictor.artifact import Artifact
+from predictor.calibrations import Calibrations
 from predictor.conformal import Calibration
 from predictor.encoder import EncoderSpec, TextEncoder
 from predictor.features import SCALAR_NAMES, InputScaler
@@ -108,7 +109,7 @@ def make_artifact(encoder: TextEncoder, **changes: Any) -> Artifact:
                 "network": network.eval(),
                 "scaler": scaler,
                 "encoder": encoder.spec,
-                "calibration": make_calibration(0.1, 1.5),
+                "calibration": Calibrations(make_calibration(0.1, 1.5)),
                 "training": {"loss": "nll"},
                 "card": "# A card\n",
             }

@@ -10,6 +10,7 @@ from scipy import special
 
 from policies.batch import Floats
 from policies.forecast import DEGREES_OF_FREEDOM as NU
+from predictor.calibrations import Calibrations
 from predictor.conformal import PROBABILITIES, Calibration
 from predictor.messages import ForecastQuery, Outcome
 from predictor.prompts import Prompts
@@ -31,11 +32,12 @@ class ScriptedNetwork:
     """
 
     name = "scripted"
+    model = "m"
 
     def __init__(
         self, mu: Callable[[float], float] = float, load_error: Exception | None = None
     ) -> None:
-        self.calibration = CALIBRATION
+        self.calibration = Calibrations(CALIBRATION)
         self.cache_hits = 0
         self.last_failure: str | None = None
         self.batches: list[list[str]] = []

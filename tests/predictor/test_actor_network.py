@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from predictor.actor import PredictorActor
+from predictor.calibrations import Calibrations
 from predictor.messages import Answer, LogT, Outcome
 from predictor.network_source import NetworkSource
 from tests.predictor.scripted_network import ScriptedNetwork, asked, ended
@@ -66,6 +67,18 @@ async def test_one_pass_of_the_network_answers_32_callers() -> None:
 async def test_the_interval_ends_at_the_cap() -> None:
     (answer,) = await predictor(ScriptedNetwork()).forecast(asked(["6"], max_tokens=7))
     assert answer.forecast.lower <= answer.forecast.upper == 7
+
+
+async def test_intervals_are_those_of_the_model_that_answers() -> None:
+    network = ScriptedNetwork()
+    pooled = network.calibration.pooled
+    wide = msgspec.structs.replace(pooled, z=[2 * z for z in pooled.z])
+    network.calibration = Calibrations(pooled, {"m": wide, "another": pooled})
+    (own,) = await predictor(network).forecast(asked(["6"]))
+    network.model = "another"
+    (other,) = await predictor(network).forecast(asked(["6"]))
+    widths = [math.log(a.forecast.upper / a.forecast.lower) for a in (own, other)]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=0.02)
 
 
 async def test_what_the_network_cannot_answer_has_the_prior() -> None:

@@ -159,7 +159,7 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (CONFIG_FILE, {"format": 99}, "format 99, this version reads 1"),
+        (CONFIG_FILE, {"format": 99}, "format 99, this version reads 2"),
         (CONFIG_FILE, {"head_chars": 7}, "head_chars 7, this version has 1536"),
         (CONFIG_FILE, {"tail_chars": 7}, "tail_chars 7"),
         (CONFIG_FILE, {"nu": 30.0}, "nu 30.0"),
@@ -167,8 +167,12 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         (CONFIG_FILE, {"surprise": 1}, "surprise"),
         (NORMALISATION_FILE, {"models": ["a", "b", "c"]}, "models 2, its normalisation 3"),
         (NORMALISATION_FILE, {"scalar_names": ["x"]}, "train the network again"),
-        (CALIBRATION_FILE, {"scale": -1.0}, "scale above 0"),
-        (CALIBRATION_FILE, {"scale": None}, "scale"),
+        (
+            CALIBRATION_FILE,
+            {"models": {"a": {"scale": -1.0}}},
+            r"models\[.*train the network",
+        ),
+        (CALIBRATION_FILE, {"pooled": None}, "pooled"),
     ],
 )
 def test_parts_of_another_version_or_network_are_refused(

@@ -9,6 +9,7 @@ import torch
 
 from predictor import learned
 from predictor.artifact import Artifact, ArtifactError, save_artifact
+from predictor.calibrations import Calibrations
 from predictor.encoder import EncoderSpec, TextEncoder
 from predictor.excerpt import excerpt
 from predictor.learned import LearnedForecaster
@@ -30,7 +31,7 @@ def by_hand(artifact: Artifact, encoder: TextEncoder, prompts: Prompts) -> list[
     inputs = artifact.scaler(prompts, encoder.pooled(prompts.text))
     with torch.no_grad():
         mu, sigma = (column.double().numpy() for column in artifact.network(inputs))
-    calibration = artifact.calibration
+    calibration = artifact.calibration.pooled
     return [mu + calibration.shift * sigma, sigma * calibration.scale]
 
 
@@ -64,12 +65,14 @@ def test_tuned_layers_are_put_to_use(tmp_path: Path) -> None:
     assert np.abs(said - np.array(by_hand(artifact, plain, prompts))).max() > 0.02
 
 
-def test_calibration_is_applied(tmp_path: Path) -> None:
-    prompts = make_prompts(TEXTS)
-    forecaster = make_forecaster(tmp_path, calibration=make_calibration())
-    mu, sigma = forecaster.predict(prompts)
-    corrected = make_forecaster(tmp_path, calibration=make_calibration(0.5, 2.0)).predict(prompts)
-    np.testing.assert_allclose(corrected, [mu + 0.5 * sigma, 2 * sigma])
+def test_each_models_calibration_is_applied(tmp_path: Path) -> None:
+    prompts = make_prompts(TEXTS, model=["a", "b", "stranger", "a"])
+    raw = make_forecaster(tmp_path, calibration=Calibrations(make_calibration()))
+    mu, sigma = raw.predict(prompts)
+    own = Calibrations(make_calibration(0.5, 2.0), {"b": make_calibration(-1.0, 3.0)})
+    corrected = make_forecaster(tmp_path, calibration=own).predict(prompts)
+    shift, scale = np.array([0.5, -1.0, 0.5, 0.5]), np.array([2.0, 3.0, 2.0, 2.0])
+    np.testing.assert_allclose(corrected, [mu + shift * sigma, scale * sigma])
 
 
 def test_a_known_text_has_the_same_forecast_and_is_not_encoded_again(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from predictor.scores import (
     CAP_TOKENS,
     Distributions,
     caps,
+    covered,
     ends,
     fit_prior,
     kendall_tau,
@@ -86,7 +87,18 @@ def test_intervals_end_at_the_cap_and_hold_what_is_cut_there() -> None:
     assert (lower.tolist(), upper.tolist()) == ([9, 9], [100, 81])
     found = score(labels, forecast, forecast, forecast.sigma)
     assert found.coverage == pytest.approx(3 / 4)
+    assert found.coverage_due == pytest.approx(1 - 0.05 * 3 / 2), "one of four ends is at the cap"
     assert found.interval_width == found.interval_width_prior == (91 + 72) / 2
+
+
+def test_an_answer_counts_as_long_as_its_cap_lets_it_be() -> None:
+    labels = labels_of(["write a"], samples=2)
+    labels.output_tokens[:] = [[70, 40]]
+    forecast = Distributions(np.log([50.0]), np.array([0.5]), np.array([0.4]), np.array([60.0]))
+    assert covered(labels, forecast, cap_tokens=100).tolist() == [1 / 2]
+    assert covered(labels, forecast, cap_tokens=50).tolist() == [1.0]
+    assert score(labels, forecast, forecast, forecast.sigma, 0.8, 50).coverage_due == 1.0
+    assert score(labels, forecast, forecast, forecast.sigma, 0.8, 100).coverage_due == 0.9
 
 
 def test_a_cap_that_nobody_names() -> None:

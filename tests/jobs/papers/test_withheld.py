@@ -15,6 +15,7 @@ SCORES = {
     "nll": 6.38,
     "nll_prior": 6.66,
     "coverage": 0.935,
+    "coverage_due": 0.905,
 }
 
 
@@ -22,13 +23,15 @@ def test_the_section_has_the_baselines_beside_the_networks() -> None:
     boosted = {"A": {"prompts": 361, "trained_on": 3_232, "r2_mu": 0.44, "kendall_tau": 0.39}}
     own = {"part": "boosting", "trained_on": "train", "scored_on": "validate"}
     both = {"part": "boosting", "trained_on": "both", "scored_on": "both"}
-    network = {"part": "network", "name": "both files, all thirteen"}
-    text = withheld.write([(own, boosted), (both, boosted), (network, {"A": SCORES})]).text
+    network = {"part": "network", "name": "both files, all thirteen", "divisions": 2}
+    result = {"scores": {"A": SCORES}, "divided": {"A": [0.90, 0.92], "B": [0.88, 0.86]}}
+    text = withheld.write([(own, boosted), (both, boosted), (network, result)]).text
     assert "361 prompts of A" in text
     assert "own 3,232 other prompts" in " ".join(text.split())
     assert "| boosting, own prompts, file to file | 0.44 | 0.39 |" in text
     assert "| both files, all thirteen | 0.66 | 0.53 |" in text
-    assert "| both files, all thirteen, A | 6.38 | 6.66 | 93.5 % | 0.03 |" in text
+    assert "| both files, all thirteen, A | 6.38 | 6.66 | 93.5 % | 90.5 % | 0.03 |" in text
+    assert "| 89.0 % | 87.0 % (B) | 91.0 % (A) | 89.0 ± 2.6 |" in text
 
 
 def test_no_withheld_prompt_is_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
