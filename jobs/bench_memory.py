@@ -22,6 +22,7 @@ from cluster.controller import Controller
 from cluster.lifecycle import connect_ray, create_controller, stop_controller
 from cluster.membership.member import Member
 from cluster.messages import Submission
+from jobs.errors import InputError
 from policies.request import RequestClass
 from replicas.protocol import (
     EnergyTotals,
@@ -71,7 +72,7 @@ def _queue(config: ClusterConfig, queued: int, prompt_tokens: int) -> None:
     controller = create_controller(settings, detached=False)
     try:
         before = ray.get(controller.memory_bytes.remote())
-        after = asyncio.run(_fill(controller, queued, prompt_tokens))
+        after = asyncio.run(fill(controller, queued, prompt_tokens))
     finally:
         stop_controller(controller)
         if started_ray:
@@ -83,16 +84,44 @@ def _queue(config: ClusterConfig, queued: int, prompt_tokens: int) -> None:
     )
 
 
-async def _fill(controller: Any, queued: int, prompt_tokens: int) -> int:
+async def fill(controller: Any, queued: int, prompt_tokens: int) -> int:
+    """Queue prompts that no replica takes, and withdraw them once all of them wait.
+
+    Args:
+        controller: The handle of one without replicas.
+        queued: Prompts.
+        prompt_tokens: Tokens of each.
+
+    Returns:
+        The controller's resident memory in bytes while all of them waited.
+
+    Raises:
+        InputError: It did not let all of them wait.
+        ClusterLostError: The controller is gone.
+    """
     async with ClusterClient(controller) as client:
         prompt = list(range(prompt_tokens))
+        # Offline, because of online requests fewer may wait than this is to queue.
         calls = [
             asyncio.create_task(
-                client.complete(GenerationRequest(f"memory/{i}", prompt, max_tokens=256))
+                client.complete(
+                    GenerationRequest(
+                        f"memory/{i}",
+                        prompt,
+                        max_tokens=256,
+                        request_class=RequestClass.OFFLINE,
+                    )
+                )
             )
             for i in range(queued)
         ]
         while (await client.status()).waiting < queued:
+            # Without replicas none ends but by an error, and then never do so many wait.
+            if (ended := next((call for call in calls if call.done()), None)) is not None:
+                raise InputError(
+                    f"--queued is {queued:,}, more than may wait: lower it or raise the limit "
+                    f"({ended.result().error})"
+                )
             await asyncio.sleep(0.5)
         resident: int = await controller.memory_bytes.remote()
         for call in calls:

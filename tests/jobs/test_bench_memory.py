@@ -1,10 +1,58 @@
-"""The bench of the controller's memory plays requests to their end."""
+"""The bench of the controller's memory: it fills a queue, and plays requests to their end."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+
 from cluster.config import parse_config
+from cluster.lifecycle import running_cluster
+from cluster.messages import NAMESPACE
 from cluster.statistics.latency_groups import SINCE_START
-from jobs.bench_memory import PlayedController, requests_of
+from jobs.bench_memory import PlayedController, fill, requests_of
+from jobs.errors import InputError
+
+PATIENCE_S = 30.0
+"""Far longer than so few requests take to be queued or refused."""
+
+
+@pytest.fixture(scope="module")
+def controller() -> Iterator[Any]:
+    """One without replicas, where twenty offline requests may wait."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        namespace=NAMESPACE,
+        log_to_driver=False,
+    )
+    config = parse_config(
+        {
+            "replicas": {"engine": "simulated", "count": 0},
+            "predictor": {"network": "none"},
+            "queue": {"online_requests": 5, "offline_requests": 20},
+        }
+    )
+    with running_cluster(config) as (controller, _):
+        yield controller
+    ray.shutdown()
+
+
+def filled(controller: Any, queued: int) -> int:
+    return asyncio.run(asyncio.wait_for(fill(controller, queued, 10), PATIENCE_S))
+
+
+def test_more_prompts_than_online_requests_may_wait_are_queued(controller: Any) -> None:
+    assert filled(controller, 20) > 1 << 20
+
+
+def test_more_prompts_than_may_wait_are_an_error(controller: Any) -> None:
+    with pytest.raises(InputError, match=r"--queued is 21, .* \(queue\.offline_requests is 20, "):
+        filled(controller, 21)
 
 
 async def test_played_requests_end_and_leave_their_rows_alone() -> None:
