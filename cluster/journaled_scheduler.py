@@ -12,6 +12,7 @@ from cluster.config import ClusterConfig
 from cluster.core.candidates import Candidate
 from cluster.core.explanation import Standing
 from cluster.core.fleet import Fleet
+from cluster.core.lacks import Lack
 from cluster.core.made_tokens import MadeTokens
 from cluster.journal import Journal
 from cluster.journal_events import (
@@ -116,6 +117,10 @@ class JournaledScheduler:
     def explain(self, request_id: str, now: float) -> Standing | None:
         """See `ClusterScheduler.explain`."""
         return self._core.explain(request_id, now)
+
+    def lacked(self, since_s: float, until_s: float) -> dict[Lack, float]:
+        """See `ClusterScheduler.lacked`."""
+        return self._core.lacked(since_s, until_s)
 
     def head(self, count: int, now: float) -> list[Standing]:
         """See `ClusterScheduler.head`."""

@@ -11,6 +11,7 @@ from cluster.core.decisions import Dispatch, ImpossibleRequestError, Recall
 from cluster.core.dispatcher import Dispatcher
 from cluster.core.entrance import Entrance
 from cluster.core.explanation import Explanations, Standing
+from cluster.core.lacks import Lack
 from cluster.core.made_tokens import MadeTokens
 from cluster.core.queue_limits import QueueFullError, QueueLimits, QueueLoad
 from cluster.core.suspects import PoisonedRequestError, blamed
@@ -136,6 +137,10 @@ class ClusterScheduler:
     def explain(self, request_id: str, now: float) -> Standing | None:
         """Where a request stands at a time in seconds, and why; None when it is unknown."""
         return self._explanations.of(request_id, now)
+
+    def lacked(self, since_s: float, until_s: float) -> dict[Lack, float]:
+        """What kept the first of the queue from starting, in seconds (see `QueueLacks.between`)."""
+        return self._state.lacks.between(since_s, until_s)
 
     def head(self, count: int, now: float) -> list[Standing]:
         """The first requests of the queue in their order (see `Explanations.head`)."""

@@ -32,8 +32,8 @@ class ReplicaView(msgspec.Struct, frozen=True):
         slow: Whether work goes around it.
         report_age_s: Age of its last report in seconds; None: it has not reported.
         bottleneck: Why it would not take the first request of the queue, or without one any more
-            requests: `memory`, `slots`, `draining`, `slow`, `too large` or `reserved` (see
-            `Candidate`); empty: it would.
+            requests: `memory`, `slots`, `draining`, `slow`, `too large`, `reserved` or
+            `online only` (see `Candidate`); empty: it would.
     """
 
     status: ReplicaStatus
@@ -275,6 +275,11 @@ class Explanation(msgspec.Struct, frozen=True):
         wasted_joules: The part that computed tokens again.
         energy_source: The meter's name.
         position_is_exact: Whether `position` was found out rather than estimated.
+        waited: In a sentence: how long it waited in the queue before its first dispatch, or has
+            waited so far, and what the queue lacked; empty: not known.
+        waited_s: That time in seconds; None: not known.
+        lacked_s: Seconds of it in which the first request of the queue could not start, by what
+            that lacked (`cluster.core.lacks.Lack`).
     """
 
     request_id: str
@@ -299,3 +304,6 @@ class Explanation(msgspec.Struct, frozen=True):
     wasted_joules: float | None = None
     energy_source: str = "none"
     position_is_exact: bool = True
+    waited: str = ""
+    waited_s: float | None = None
+    lacked_s: dict[str, float] = {}

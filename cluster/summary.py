@@ -30,6 +30,7 @@ WORDS = {
     "draining": "leaving",
     "too large": "a first request too large for it",
     "reserved": "a suspected request that runs alone",
+    "online only": "room kept for online requests",
 }
 """What `ReplicaView.bottleneck` means to a reader."""
 

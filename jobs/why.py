@@ -48,6 +48,7 @@ def explained(told: Explanation) -> RenderableType:
     parts: list[RenderableType] = [
         Text(told.request_id, style="bold", overflow="fold"),
         Text(told.reason),
+        *([Text(told.waited)] if told.waited else []),
         Text(),
         _facts(told),
     ]

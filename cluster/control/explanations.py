@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.control import past_wait
 from cluster.control.controller_state import ControllerState
 from cluster.core.explanation import Standing
 from cluster.messages import Submission
@@ -47,9 +48,9 @@ class RequestExplainer:
         submission = self._state.open.get(request_id)
         standing = self._state.scheduler.explain(request_id, now)
         if submission is not None and standing is not None:
-            return self._open(submission, standing)
+            return self._open(submission, standing, now)
         if (row := self._state.statistics.row(request_id)) is not None:
-            return self._finished(row)
+            return self._finished(row, now)
         orphan = self._state.open.orphaned(request_id)
         return None if orphan is None else self._orphaned(orphan)
 
@@ -100,7 +101,7 @@ class RequestExplainer:
             "energy_source": record.energy_source,
         }
 
-    def _open(self, submission: Submission, standing: Standing) -> Explanation:
+    def _open(self, submission: Submission, standing: Standing, now: float) -> Explanation:
         request = standing.request
         return Explanation(
             request_id=request.request_id,
@@ -121,10 +122,34 @@ class RequestExplainer:
             candidates_of=standing.candidates_of,
             events=self._state.statistics.events(request.request_id),
             **self._so_far(submission),
+            **self._waited_so_far(request.request_id, now),
         )
 
-    def _finished(self, row: FinishedRow) -> Explanation:
+    def _waited_so_far(self, request_id: str, now: float) -> dict[str, Any]:
+        record = self._state.statistics.record(request_id)
+        if record is None or record.is_adopted:
+            return {}
+        until_s = record.dispatched_s
+        return self._waited(
+            record.arrived_s, now if until_s is None else until_s, ended=until_s is not None
+        )
+
+    def _waited(self, since_s: float, until_s: float, *, ended: bool) -> dict[str, Any]:
+        """Its wait in the queue, between seconds of the controller's clock."""
+        waited_s = max(until_s - since_s, 0.0)
+        lacked = self._state.scheduler.lacked(since_s, until_s)
+        return {
+            "waited": past_wait.told(waited_s, lacked, ended=ended),
+            "waited_s": waited_s,
+            "lacked_s": {lack.value: seconds for lack, seconds in lacked.items()},
+        }
+
+    def _finished(self, row: FinishedRow, now: float) -> Explanation:
         events = self._state.statistics.events(row.request_id)
+        waited = {}
+        if row.dispatched_s is not None:
+            arrived_s = now - (time.time() - row.arrival_unix_s)
+            waited = self._waited(arrived_s, arrived_s + row.dispatched_s, ended=True)
         return Explanation(
             request_id=row.request_id,
             state="finished",
@@ -143,6 +168,7 @@ class RequestExplainer:
             energy_joules=row.energy_joules,
             wasted_joules=row.wasted_joules,
             energy_source=row.energy_source,
+            **waited,
         )
 
 

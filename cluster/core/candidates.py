@@ -22,8 +22,9 @@ class Candidate:
         peak_with_blocks: Projected peak with it, over the steps in which it must fit.
         limit_blocks: What that may be at most: the capacity, less the guard band for offline ones.
         free_slots: Places that are free for it.
-        verdict: `fits`, `memory`, `slots`, `too large`, `slow`, `draining`, or `reserved` where the
-            replica is kept for a request that must run alone.
+        verdict: `fits`, `memory`, `slots`, `too large`, `slow`, `draining`, `reserved` where the
+            replica is kept for a request that must run alone, or, of a replica as a whole, `online
+            only` where it would fit but for what is kept for online requests.
     """
 
     replica_id: str

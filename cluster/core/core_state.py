@@ -7,6 +7,7 @@ from cluster.core.decisions import ImpossibleRequestError, Recall
 from cluster.core.fleet import Fleet
 from cluster.core.guard_band import GuardBand
 from cluster.core.isolation import Isolation
+from cluster.core.lacks import QueueLacks
 from cluster.core.learned_bounds import LearnedBounds
 from cluster.core.made_tokens import MadeTokens
 from cluster.core.moving import MovingRequests
@@ -39,6 +40,7 @@ class CoreState:
         relocations: The search for room elsewhere.
         recalls: Requests that nobody wants any more where they run.
         giving_back: Replicas that are to hand everything back.
+        lacks: What has kept the first request of the queue from starting, and for how long.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class CoreState:
         )
         self.recalls: list[Recall] = []
         self.giving_back: dict[str, None] = {}
+        self.lacks = QueueLacks()
 
     def known(self, request_id: str) -> Waiting | Running | None:
         """A request as it waits, runs or is on its way; None when it is unknown."""

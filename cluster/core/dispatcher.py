@@ -7,6 +7,7 @@ from dataclasses import replace
 from cluster.core.core_state import CoreState
 from cluster.core.decisions import Dispatch, Recall
 from cluster.core.fleet_summary import NEVER
+from cluster.core.lacks import Lack
 from policies.request import RequestClass
 from policies.waiting import Waiting
 
@@ -27,6 +28,11 @@ class Dispatcher:
 
     def decide(self, now: float) -> list[Dispatch | Recall]:
         """See `ClusterScheduler.decide`; without the recalls that were due before."""
+        actions = self._decide(now)
+        self._state.lacks.note(self._lack(now), now)
+        return actions
+
+    def _decide(self, now: float) -> list[Dispatch | Recall]:
         state = self._state
         actions: list[Dispatch | Recall] = []
         if self._avoid_slow:
@@ -62,6 +68,20 @@ class Dispatcher:
         if self._state.pace.holds(head.request.request_class):
             return NEVER
         return self._state.fleet.patience(*_sizes(head))
+
+    def _lack(self, now: float) -> Lack | None:
+        """What the first request lacks that a decision has left in the queue."""
+        fleet, queue = self._state.fleet, self._state.waiting.ordered
+        if not len(queue):
+            return None
+        if not fleet.serving:
+            return Lack.REPLICAS
+        if (first := queue.first()) is not None:
+            if self._state.pace.holds(first.request.request_class):
+                return Lack.POWER
+            if fleet.has_free_slot and self._state.guard_band.kept(first.request, now).places:
+                return Lack.KEPT
+        return Lack.MEMORY if fleet.free_places else Lack.PLACES
 
     def _dispatch(
         self, actions: list[Dispatch | Recall], up_to: RequestClass, now: float

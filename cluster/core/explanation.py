@@ -104,12 +104,23 @@ class Explanations:
     def candidates(self, now: float) -> list[Candidate]:
         """Every replica, considered for the first request of the queue; none when nothing waits.
 
-        As if it were an online one: what is kept free for those is no bottleneck.
+        Where only what is kept for online requests keeps it out, the verdict is `online only`.
         """
         fleet = self._state.fleet
         places = self._state.waiting.ordered.peek(1, fleet.slots)
-        needs = [replace(self._need(p, now), guard_band=0.0, only_empty=False) for p in places]
-        return [candidate for need in needs for candidate in candidates(fleet, need)]
+        if not places:
+            return []
+        need = self._need(places[0], now)
+        found = candidates(fleet, replace(need, guard_band=0.0, only_empty=False))
+        if not (need.guard_band or need.only_empty):
+            return found
+        taken = {c.replica_id for c in candidates(fleet, need) if c.verdict == "fits"}
+        return [
+            replace(c, verdict="online only")
+            if c.verdict == "fits" and c.replica_id not in taken
+            else c
+            for c in found
+        ]
 
     def _waiting(self, request_id: str, now: float) -> Standing:
         queue, slots = self._state.waiting.ordered, self._state.fleet.slots

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,6 +212,10 @@ def test_why_a_request_waits_is_found_by_its_id(
         page.keyboard.press("Enter")
         expect(page.locator("#why-title")).to_have_text(str(asked))
         expect(page.locator("#why-body .timeline")).to_contain_text("arrived")
+        expect(page.locator("#why-body .waited")).to_contain_text(
+            re.compile("waited .* in the queue")
+        )
+        expect(page.locator("#why-body .asof")).to_contain_text("As of ")
         assert page.url.endswith(f"#request={asked}")
         page.screenshot(path=tmp_path / "why.png")
         page.keyboard.press("Escape")
@@ -219,6 +224,24 @@ def test_why_a_request_waits_is_found_by_its_id(
         page.locator("#find button").click()
         expect(page.locator("#why-body")).to_contain_text("nothing is known of request 'no-such'")
         window.complaints = [said for said in window.complaints if "404" not in said]
+
+
+def test_the_box_of_a_request_is_paused_with_the_page(served: Endpoint, browser: Browser) -> None:
+    with watched(browser, served, DESK) as window:
+        page = window.open()
+        link = page.locator("#queue-rows button.link").last
+        expect(link).to_be_visible()
+        page.locator("#pause").click()
+        link.click()
+        note = page.locator("#why-body .asof")
+        expect(note).to_contain_text("paused")
+        before = note.text_content()
+        page.wait_for_timeout(2500)
+        assert note.text_content() == before
+        page.keyboard.press("Escape")
+        page.locator("#pause").click()
+        link.click()
+        expect(note).not_to_contain_text("paused")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

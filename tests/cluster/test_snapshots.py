@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from pathlib import Path
@@ -69,7 +70,7 @@ async def test_a_snapshot_says_what_runs_waits_and_why() -> None:
     assert msgspec.json.decode(msgspec.json.encode(taken), type=ClusterSnapshot) == taken
 
 
-async def test_what_is_kept_free_for_online_work_is_no_bottleneck() -> None:
+async def test_what_is_kept_free_for_online_work_is_told_from_what_is_full() -> None:
     cluster = Controlled(policy={"guard_band": 0.5})
     cluster.join("a", blocks=32, slots=4)
     await cluster.submit("online", prompt=100, cap=200)
@@ -78,7 +79,7 @@ async def test_what_is_kept_free_for_online_work_is_no_bottleneck() -> None:
     assert await cluster.decide() == {}
     taken = await cluster.control.snapshot()
     assert taken.head[0].reason.startswith("waits because the last 50 % of each replica's memory")
-    assert taken.replicas[0].bottleneck == ""
+    assert taken.replicas[0].bottleneck == "online only"
     await cluster.submit("large", prompt=400, cap=100)
     assert await cluster.decide() == {}
     taken = cluster.control._snapshots.take(time.monotonic() + FRESH_S)
@@ -191,11 +192,19 @@ async def test_a_request_is_explained_from_the_queue_to_its_row() -> None:
     assert (waiting.prompt_tokens, waiting.max_tokens, waiting.job) == (30, 50, "nightly")
     assert [(c.replica_id, c.verdict) for c in waiting.candidates] == [("a", "slots")]
     assert [event.what for event in waiting.events] == ["arrived"]
+    await asyncio.sleep(0.1)
+    waiting = await explained(cluster, "second")
+    assert waiting.waited.startswith("has waited ")
+    assert waiting.waited_s == pytest.approx(waiting.lacked_s["places"], abs=0.05)
     await cluster.end("first", "a", 40, joules=8.0)
     await cluster.decide()
     running = await explained(cluster, "second")
     assert (running.state, running.replica_id, running.position) == ("running", "a", None)
     assert running.reason.startswith("runs on a: 0 output tokens so far, about ")
+    assert running.waited.startswith("waited ")
+    assert running.waited_s is not None
+    assert running.waited_s >= 0.1
+    assert "all places in the replicas' batches were taken" in running.waited
     await cluster.report("a", stalled={"second": Stalled(tokens=7, evictions=1)})
     stalled = await explained(cluster, "second")
     assert stalled.output_tokens == 7
@@ -207,6 +216,8 @@ async def test_a_request_is_explained_from_the_queue_to_its_row() -> None:
     assert ended.reason.startswith("ended by itself on a, 50 output tokens, ")
     assert (ended.energy_joules, ended.wasted_joules) == (5.0, 0.5)
     assert ended.energy_source == "model:x"
+    assert ended.waited_s == pytest.approx(running.waited_s, abs=0.01)
+    assert ended.lacked_s == pytest.approx(running.lacked_s, abs=0.02), "it is known afterwards"
     assert ended.forecast is not None
     assert [event.what for event in ended.events][-1] == "finished"
     assert msgspec.json.decode(msgspec.json.encode(ended), type=Explanation) == ended

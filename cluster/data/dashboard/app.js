@@ -91,8 +91,8 @@ function tiles({ status, queues, energy, history, latencies }) {
     ["output tokens/s", last ? figure(last.tokens_per_s) : "–"],
     ["first token, online", duration(last?.ttft_p50_s), `p99 ${duration(last?.ttft_p99_s)}`],
     ["latency", duration(last?.latency_p50_s), `p99 ${duration(last?.latency_p99_s)}`],
-    ["KV memory in use", last ? percent(last.kv_usage) : "–", last ? "by the engines" : ""],
-    ["power", metered ? `${count(energy.power_w)} W` : "–", metered ? meters(energy.sources) : "not measured"],
+    ["KV memory in use", last ? percent(last.kv_usage) : "–", last ? "of all replicas, by the engines" : ""],
+    ["power now", metered ? `${count(energy.power_w)} W` : "–", metered ? meters(energy.sources) : "not measured"],
     ["finished", count(status.finished), `${count(status.clients)} client${status.clients === 1 ? "" : "s"}`],
   ];
 }
@@ -146,6 +146,7 @@ byId("pause").addEventListener("click", () => {
   paused = !paused;
   set(byId("pause"), "aria-pressed", paused);
   say(byId("pause"), paused ? "Go on" : "Pause");
+  why.hold(paused);
   follow();
 });
 

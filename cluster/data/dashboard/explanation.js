@@ -1,7 +1,7 @@
 // Everything that is known of one request, in a dialog that stays up to date.
 
 import { byId, el, facts, say, svg } from "./dom.js";
-import { count, duration, figure, joules, meter } from "./format.js";
+import { clock, count, duration, fine, joules, meter } from "./format.js";
 import { keyHeader, refusal } from "./stream.js";
 
 const AGAIN_MS = 2000;
@@ -13,6 +13,7 @@ export class Why {
     this.dialog = byId("why");
     this.id = null;
     this.timer = 0;
+    this.held = false;
     byId("why-close").addEventListener("click", () => this.dialog.close());
     this.dialog.addEventListener("close", () => this.closed());
     window.addEventListener("hashchange", () => this.fromAddress());
@@ -30,6 +31,12 @@ export class Why {
     const hash = `#request=${encodeURIComponent(id)}`;
     if (location.hash === hash) this.open(id);
     else location.hash = hash;
+  }
+
+  /** Keep still what is shown, or go on following it. */
+  hold(held) {
+    this.held = held;
+    if (this.id !== null && !held) this.refresh(this.id);
   }
 
   open(id) {
@@ -64,8 +71,9 @@ export class Why {
       content = [el("p", { class: "reason" }, "The endpoint cannot be reached; trying again.")];
     }
     if (this.id !== id) return;
-    byId("why-body").replaceChildren(...content);
-    if (goesOn) this.timer = setTimeout(() => this.refresh(id), AGAIN_MS);
+    const still = !goesOn ? "" : this.held ? "; the page is paused, and so is this" : "; follows every two seconds";
+    byId("why-body").replaceChildren(el("p", { class: "note asof" }, `As of ${clock(Date.now() / 1000)}${still}`), ...content);
+    if (goesOn && !this.held) this.timer = setTimeout(() => this.refresh(id), AGAIN_MS);
   }
 }
 
@@ -79,15 +87,16 @@ function explained(told) {
     ...(told.job ? [["job", told.job]] : []),
     ["prompt", `${count(told.prompt_tokens)} tokens`],
     ["answer", `${count(told.output_tokens)} tokens`, `of at most ${count(told.max_tokens)}`],
-    ["score", told.key === null ? "–" : figure(told.key), "smaller goes first"],
+    ["score", told.key === null ? "–" : fine(told.key), "of the ordering; smaller goes first"],
     ["replica", told.replica_id || "–"],
     ["evictions", count(told.evictions), told.recomputed_tokens ? `${count(told.recomputed_tokens)} tokens computed again` : ""],
     ["energy", joules(told.energy_joules), metered ? `${joules(told.wasted_joules)} of it again; ${meter(told.energy_source)}` : "not known"],
   ]);
   return [
     el("p", { class: "reason" }, told.reason),
+    ...(told.waited ? [el("p", { class: "reason waited" }, told.waited)] : []),
     list,
-    ...(told.forecast ? [el("h3", {}, "Forecast of its length"), ruler(told)] : []),
+    ...(told.forecast ? [el("h3", {}, "Forecast of its answer's length"), ruler(told)] : []),
     ...(told.candidates.length ? candidates(told) : []),
     el("h3", {}, "What happened"),
     timeline(told.events),
@@ -107,7 +116,12 @@ function ruler({ forecast, output_tokens: output, max_tokens: cap }) {
     svg("circle", { class: "mark", cx: x(middle), cy: 26, r: 6 }),
     svg("line", { class: "limit", x1: x(cap), x2: x(cap), y1: 8, y2: 44 }),
     ...(output ? [svg("line", { class: "curve series-2", x1: 10, x2: x(output), y1: 40, y2: 40 })] : []));
-  return el("div", {}, el("div", { class: "ruler" }, drawing), el("p", { class: "note" }, words));
+  const key = el("ul", { class: "key" },
+    el("li", {}, el("i", { class: "swatch rise" }), "interval that should hold it"),
+    el("li", {}, el("i", { class: "swatch dot" }), "median"),
+    el("li", {}, el("i", { class: "swatch line" }), "cap"),
+    ...(output ? [el("li", {}, el("i", { class: "swatch made" }), "made so far")] : []));
+  return el("div", {}, el("div", { class: "ruler" }, drawing), key, el("p", { class: "note" }, words));
 }
 
 function candidates({ candidates: found, candidates_of: all }) {

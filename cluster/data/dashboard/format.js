@@ -2,6 +2,8 @@
 
 const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
 const short = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 });
+const five = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 5 });
+const fiveCompact = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 5 });
 const compact = new Intl.NumberFormat("en-US", { notation: "compact", maximumFractionDigits: 1 });
 
 /** A count: 12,345. */
@@ -9,6 +11,9 @@ export const count = (number) => whole.format(number);
 
 /** Three digits of anything: 0.0123, 1.23, 1,230. */
 export const figure = (number) => (Math.abs(number) >= 1000 ? whole : short).format(number);
+
+/** Five digits, so that neighbours in an order differ: 0.012345, 12,345, 1.2346M. */
+export const fine = (number) => (Math.abs(number) < 1e6 ? five : fiveCompact).format(number);
 
 /** For axes: 1.2K. */
 export const rough = (number) => (Math.abs(number) < 1000 ? short : compact).format(number);

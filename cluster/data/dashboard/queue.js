@@ -1,7 +1,7 @@
 // What waits, in the order in which it goes.
 
 import { byId, el, keyed, say, shown } from "./dom.js";
-import { count, duration, figure, rough, some } from "./format.js";
+import { count, duration, fine, rough, some } from "./format.js";
 
 const FEW = 10;
 
@@ -56,7 +56,7 @@ export class Queue {
     say(p.waits, duration(item.waited_s));
     say(p.prompt, count(item.prompt_tokens));
     say(p.forecast, `${count(median(forecast))} (${count(forecast.lower)}–${count(forecast.upper)})`);
-    say(p.score, Math.abs(item.key) >= 1e6 ? rough(item.key) : figure(item.key));
+    say(p.score, fine(item.key));
     say(p.reason, item.reason);
   }
 }

@@ -14,6 +14,7 @@ const REASONS = {
   draining: ["no: leaving", "busy"],
   "too large": ["no: too large", "busy"],
   reserved: ["no: reserved", "busy"],
+  "online only": ["online only", "busy"],
 };
 const STATES = { failed: "bad", lost: "bad" };
 

@@ -4,7 +4,7 @@ import { byId, facts, say, shown } from "./dom.js";
 import { count, percent, rough } from "./format.js";
 
 const EDGE = { left: 46, right: 10, top: 10, bottom: 38 };
-const QUIET = "On the diagonal an answer is as long as forecast. A vertical line is a forecast's interval; a ring is an answer that its cap ended.";
+const QUIET = "On the dashed diagonal an answer is as long as forecast. A vertical line is a forecast's interval. A red point lies outside it; a ring is an answer that its cap ended.";
 
 /** The plot and the figures above it. */
 export class Scatter {
