@@ -37,7 +37,8 @@ def told(waited_s: float, lacked: Mapping[Lack, float], *, ended: bool) -> str:
     parts = [f"{_seconds(s)} {_WORDS[lack]}" for lack, s in lacked.items() if s >= least_s]
     rest_s = waited_s - sum(lacked.values())
     if rest_s >= least_s:
-        parts.append(f"{_seconds(rest_s)} others were being started before it")
+        # What was noted may begin later than the wait: at a restarted controller, or long ago.
+        parts.append(f"{_seconds(rest_s)} others were being started before it, or nothing is known")
     return f"{start}: {'; '.join(parts)}"
 
 

@@ -119,7 +119,7 @@ MEMORY = (
         ),
         meaning="The ledger, which decisions rest on, counts all that was sent to a replica, even "
         "while it waits inside the engine; the engine counts the blocks it has given out, those of "
-        "a shared prefix once. As a rule the ledger shows more.",
+        "a shared prefix once.",
     ),
     Panel(
         "KV memory at the projected peak",
