@@ -8,6 +8,8 @@ from cluster.control.past_wait import told
 from cluster.core.lacks import COARSE_COUNT, FINE_COUNT, Lack, QueueLacks
 from tests.cluster.factories import dispatched, forecast, replica, request, scheduler
 
+UNNOTED = "others were being started before it, or nothing is known"
+
 
 def test_totals_between_two_times() -> None:
     lacks = QueueLacks()
@@ -94,7 +96,7 @@ def test_the_scheduler_tells_what_is_kept_for_online_requests_and_the_power_cap(
             0.2,
             {},
             True,
-            "waited 200 ms in the queue: 200 ms others were being started before it, or nothing is known",
+            f"waited 200 ms in the queue: 200 ms {UNNOTED}",
         ),
         (
             11.4,
