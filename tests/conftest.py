@@ -3,6 +3,7 @@
 import atexit
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,6 +21,16 @@ settings.load_profile("tiebreak")
 # What a command prints must not depend on the terminal that the tests were started from.
 for name in ("COLUMNS", "LINES", "FORCE_COLOR", "GITHUB_ACTIONS"):
     os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """A Ray of the module's own."""
+    from tests.local_ray import local_ray  # not for tests that need no Ray
+
+    with local_ray():
+        yield
+
 
 _SESSION = pytest.StashKey[pytest.Session]()
 

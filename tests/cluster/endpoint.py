@@ -17,8 +17,8 @@ from ray import serve
 from cluster.config import ClusterConfig, parse_config
 from cluster.endpoint.model_options import APPLICATION
 from cluster.gateway import application
-from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE, ClusterStatus
+from cluster.messages import ClusterStatus
+from tests.local_ray import cluster_of
 
 MODEL = "smollm2-135m-instruct"
 
@@ -74,25 +74,14 @@ def endpoint(
             **sections,
         }
     )
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=ray_dashboard,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
-    try:
-        with running_cluster(config) as (controller, _):
-            serve.start(proxy_location="Disabled")
-            node = ray.util.get_node_ip_address()
-            serve.run(application(config.gateway, node), name=APPLICATION)
-            try:
-                yield Endpoint(f"http://127.0.0.1:{port}", controller, config)
-            finally:
-                serve.shutdown()
-    finally:
-        ray.shutdown()
-        held.close()
+    with held, cluster_of(config, include_dashboard=ray_dashboard) as controller:
+        serve.start(proxy_location="Disabled")
+        node = ray.util.get_node_ip_address()
+        serve.run(application(config.gateway, node), name=APPLICATION)
+        try:
+            yield Endpoint(f"http://127.0.0.1:{port}", controller, config)
+        finally:
+            serve.shutdown()
 
 
 def _held_port() -> socket.socket:

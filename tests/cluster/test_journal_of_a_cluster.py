@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ from jobs.replay import replay
 from tests.cluster.prometheus_server import until as until_holds
 from tests.cluster.test_cluster import generation, simulated
 from tests.cluster.test_scale import until
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def works(status: ClusterStatus, replica_id: str) -> bool:

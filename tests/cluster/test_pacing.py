@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
 
 from cluster.call import GenerationRequest
 from cluster.client import ClusterClient
@@ -18,7 +16,6 @@ from cluster.control.controller_state import ControllerState
 from cluster.control.pacing import UNMETERED_S, Pacing
 from cluster.control.power_cap import START
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from policies.request import RequestClass
 from replicas.protocol import EnergyTotals
 from tests.cluster.factories import dispatched, forecast, replica, request
@@ -119,13 +116,6 @@ def test_a_cap_below_idle_power_is_complained_of(caplog: pytest.LogCaptureFixtur
     (record,) = caplog.records
     assert "500 W, but the replicas take 600 W without work" in record.message
     assert dispatched(state.scheduler) == []
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 async def offline_and_online(controller: Any, cap_w: float) -> tuple[list[float], list[int]]:

@@ -19,7 +19,7 @@ from cluster.lifecycle import running_cluster
 from cluster.messages import NAMESPACE, ClusterStatus
 from policies.request import RequestClass
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_here")]
 
 REQUESTS = 16
 LONG_TOKENS, SHORT_TOKENS = 250, 20
@@ -28,13 +28,6 @@ KV_BLOCKS, BLOCK_SIZE = 64, 16
 
 UNDISTURBED = 2
 """Requests at a time with which memory never runs out."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

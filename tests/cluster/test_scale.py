@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import ray
 
 from cluster.call import Completion, GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import parse_config
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE, ClusterStatus
+from cluster.messages import ClusterStatus
+
+pytestmark = pytest.mark.usefixtures("ray_here")
 
 STEP_TIME = {
     "base_s": 0.01,
@@ -23,13 +24,6 @@ STEP_TIME = {
     "per_kv_token_s": 0.0,
 }
 """A hundred steps a second, whatever runs."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -22,13 +22,13 @@ import ray
 from cluster.call import GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import parse_config
-from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE, ClusterStatus, Submission
+from cluster.messages import ClusterStatus, Submission
 from cluster.statistics import row_files
 from cluster.statistics.finished_row import ROW_SCHEMA, FinishedRow
 from cluster.statistics.row_files import RowFiles
 from replicas.protocol import Generation
 from tests.jobs.places import small_disk
+from tests.local_ray import cluster_of
 
 SUBMISSION = Submission(Generation("r", "c", b""), 5, 50)
 
@@ -219,16 +219,11 @@ def test_a_killed_controller_leaves_the_rows_of_what_had_ended(tmp_path: Path) -
             assert (await long_one).finish_reason == "stop"
             await asyncio.gather(*(client.complete(generation(i, 5)) for i in range(8, 12)))
 
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    try:
-        with running_cluster(config) as (controller, joined):
-            assert not joined
-            asyncio.run(played(controller))
-            until_s = time.monotonic() + 60
-            while status_of(controller).finished < 5 and time.monotonic() < until_s:
-                time.sleep(0.05)
-    finally:
-        ray.shutdown()
+    with cluster_of(config) as controller:
+        asyncio.run(played(controller))
+        until_s = time.monotonic() + 60
+        while status_of(controller).finished < 5 and time.monotonic() < until_s:
+            time.sleep(0.05)
     before, after = stored(tmp_path / "rows").values()
     assert sorted(before) == [f"r{number}" for number in range(8)]
     assert sorted(after) == ["r10", "r11", "r8", "r9", "r99"]

@@ -7,13 +7,10 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-import ray
-
 from cluster.call import GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import ClusterConfig, parse_config
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from jobs.known_answers import request_of
 from jobs.streams import Streams
 from tests.faults.aftermath import (
@@ -24,6 +21,7 @@ from tests.faults.aftermath import (
     wait_until_whole,
 )
 from tests.faults.processes import pid_of, replica
+from tests.local_ray import local_ray
 
 Scenario = Callable[[Streams], Awaitable[None]]
 
@@ -54,14 +52,10 @@ def simulated(
 @contextlib.contextmanager
 def local_cluster(config: ClusterConfig, **ray_options: Any) -> Iterator[Any]:
     """The controller of a cluster in a Ray of its own, of which nothing stays."""
-    options = {"num_cpus": 4, "include_dashboard": False, "log_to_driver": False, **ray_options}
-    ray.init(address="local", namespace=NAMESPACE, **options)
-    try:
+    with local_ray(**ray_options):
         with running_cluster(config) as (controller, _):
             yield controller
         assert_no_process_left()
-    finally:
-        ray.shutdown()
 
 
 def play(controller: Any, scenario: Scenario) -> None:

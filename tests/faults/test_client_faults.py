@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
 
 from cluster.call import Completion, GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import parse_config
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from policies.request import RequestClass
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_here")]
 
 CLIENT_TIMEOUT_S = 3.0
 """More than a busy machine lets a client wait that nobody stops."""
 
 REPLICAS, SLOTS = 2, 4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 def request(number: int) -> GenerationRequest:

@@ -23,7 +23,7 @@ from cluster.call import Completion, GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import ClusterConfig, parse_config
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE, ClusterStatus
+from cluster.messages import ClusterStatus
 from policies.request import RequestClass
 from predictor.artifact import save_artifact
 from predictor.encoder import TextEncoder
@@ -32,25 +32,12 @@ from replicas.embedded_model import EMBEDDED_MODEL
 from tests.faults.counts import faults_of
 from tests.predictor.networks import make_artifact, make_prompts, make_spec
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_here")]
 
 ACTORS = 2
 REQUESTS = 24
 PROMPT_TOKENS = 20
 MAX_TOKENS = 200
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

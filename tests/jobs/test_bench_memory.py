@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
 
 from cluster.config import parse_config
-from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from cluster.statistics.latency_groups import SINCE_START
 from jobs.bench_memory import PlayedController, fill, requests_of
 from jobs.errors import InputError
+from tests.local_ray import cluster_of
 
 PATIENCE_S = 30.0
 """Far longer than so few requests take to be queued or refused."""
@@ -23,13 +21,6 @@ PATIENCE_S = 30.0
 @pytest.fixture(scope="module")
 def controller() -> Iterator[Any]:
     """One without replicas, where twenty offline requests may wait."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
     config = parse_config(
         {
             "replicas": {"engine": "simulated", "count": 0},
@@ -37,9 +28,8 @@ def controller() -> Iterator[Any]:
             "queue": {"online_requests": 5, "offline_requests": 20},
         }
     )
-    with running_cluster(config) as (controller, _):
+    with cluster_of(config, num_cpus=2) as controller:
         yield controller
-    ray.shutdown()
 
 
 def filled(controller: Any, queued: int) -> int:

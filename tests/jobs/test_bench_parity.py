@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import ray
 from rich.console import Console
 
 from cluster.config import ClusterConfig, parse_config
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from cluster.virtual_replica import FleetSpec
 from jobs.bench_parity import METRICS, compare, report, simulated, times
 from jobs.open_loop import RequestFailedError, run_open_loop
@@ -126,19 +123,6 @@ def test_a_dispatch_is_read_with_the_forecast_it_was_made_with(tmp_path: Path) -
         **{"submitted_s": 1.0, "dispatched_s": 4.0},
         **{"mu": 2.5, "sigma": 0.25, "lower": 3, "upper": 44},
     }
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 def simulated_replica(tmp_path: Path) -> ClusterConfig:

@@ -14,8 +14,6 @@ import pytest
 import ray
 
 from cluster.config import ConfigError, parse_config
-from cluster.lifecycle import create_controller, stop_controller, wait_for_replicas
-from cluster.messages import NAMESPACE
 from jobs.energy_budget import EnergyBudget, check_budget, joules_in
 from jobs.generate import PAUSED_STATUS
 from jobs.writing.local_storage import LocalStorage
@@ -24,6 +22,7 @@ from jobs.writing.parts import RESULTS
 from tests.jobs.factories import result
 from tests.jobs.simulating.factories import run_command
 from tests.jobs.test_generate import results, write_prompts
+from tests.local_ray import joinable_cluster
 
 POWER = {"idle_w": 50.0, "max_w": 400.0, "peak_flops_per_s": 1e14, "flops_per_token": 1.6e10}
 ROWS = 40
@@ -36,13 +35,6 @@ def metered_cluster() -> Iterator[None]:
     They take half a second each, so that few end before a job on a busy machine has seen that its
     budget is spent.
     """
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
     config = parse_config(
         {
             "replicas": {
@@ -58,13 +50,8 @@ def metered_cluster() -> Iterator[None]:
             "energy": {"power_model": POWER},
         }
     )
-    controller = create_controller(config, detached=True)
-    wait_for_replicas(controller)
-    try:
+    with joinable_cluster(config):
         yield
-    finally:
-        stop_controller(controller)
-        ray.shutdown()
 
 
 def generate(source: Path, out: Path, *words: str) -> int:

@@ -18,10 +18,9 @@ import pytest
 import ray
 
 from cluster.config import parse_config
-from cluster.lifecycle import create_controller, stop_controller, wait_for_replicas
-from cluster.messages import NAMESPACE
 from jobs.cli import main
 from jobs.errors import OutputError
+from tests.local_ray import joinable_cluster
 
 ROOT = Path(__file__).parents[2]
 KILLS = 5
@@ -30,13 +29,6 @@ KILLS = 5
 @pytest.fixture(scope="module", autouse=True)
 def running_cluster() -> Iterator[None]:
     """A cluster that the jobs below join; engines fast enough for a thousand rows."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
     config = parse_config(
         {
             "replicas": {
@@ -47,11 +39,8 @@ def running_cluster() -> Iterator[None]:
             }
         }
     )
-    controller = create_controller(config, detached=True)
-    wait_for_replicas(controller)
-    yield
-    stop_controller(controller)
-    ray.shutdown()
+    with joinable_cluster(config):
+        yield
 
 
 def command(*arguments: object) -> list[str]:

@@ -15,12 +15,12 @@ import ray
 from cluster.call import Completion, GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import ClusterConfig
-from cluster.lifecycle import create_controller, stop_controller, wait_for_replicas
 from cluster.messages import NAMESPACE
 from cluster.prompts import PromptEncoder
 from jobs.bench_throughput import run_direct
 from jobs.cli import main
 from policies.request import RequestClass
+from tests.local_ray import joinable_cluster
 
 # On a busy machine engines take minutes to start, and those of both fixtures are started here.
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -45,18 +45,8 @@ def direct(rows: list[dict[str, Any]]) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def controller(direct: list[list[int]]) -> Iterator[Any]:
     """A running cluster of two vLLM replicas; after `direct`, so that they do not share cores."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
-    handle = create_controller(CONFIG, detached=True)
-    wait_for_replicas(handle)
-    yield handle
-    stop_controller(handle)
-    ray.shutdown()
+    with joinable_cluster(CONFIG, num_cpus=2) as handle:
+        yield handle
 
 
 def test_the_cluster_answers_as_plain_vllm_does(

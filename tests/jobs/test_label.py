@@ -20,8 +20,6 @@ import ray
 import typer
 
 from cluster.config import ConfigError, parse_config
-from cluster.lifecycle import create_controller, stop_controller, wait_for_replicas
-from cluster.messages import NAMESPACE
 from cluster.prompts import PromptEncoder
 from jobs.command import run
 from jobs.errors import OutputError
@@ -32,6 +30,7 @@ from jobs.writing.output_uri import open_storage
 from jobs.writing.parts import finished_rows
 from predictor.labels import read_labels
 from replicas.embedded_model import EMBEDDED_MODEL
+from tests.local_ray import joinable_cluster
 
 ROOT = Path(__file__).parents[2]
 KILLS = 3
@@ -40,13 +39,6 @@ KILLS = 3
 @pytest.fixture(scope="module", autouse=True)
 def running_cluster() -> Iterator[None]:
     """A cluster that the jobs below join; engines fast enough for a thousand samples."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
     config = parse_config(
         {
             "replicas": {
@@ -57,11 +49,8 @@ def running_cluster() -> Iterator[None]:
             }
         }
     )
-    controller = create_controller(config, detached=True)
-    wait_for_replicas(controller)
-    yield
-    stop_controller(controller)
-    ray.shutdown()
+    with joinable_cluster(config):
+        yield
 
 
 def command(*arguments: object) -> list[str]:

@@ -14,24 +14,12 @@ from cluster.call import GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import parse_config
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from jobs.cli import main
+
+pytestmark = pytest.mark.usefixtures("ray_here")
 
 TOKENS = 1000
 """Of a request that still runs, some six seconds, when the command looks at it."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
-    yield
-    ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -22,9 +22,9 @@ from cluster.config import parse_config
 from cluster.endpoint.listener import PortInUseError, bind
 from cluster.gateway import app
 from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from jobs.cli import main
 from tests.cluster.endpoint import CHAT
+from tests.local_ray import local_ray
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,16 +41,8 @@ SIMULATED = (
 @pytest.fixture(scope="module")
 def ray_dashboard() -> Iterator[str]:
     """Address of the dashboard, through which Serve deploys, of a Ray cluster of this module's."""
-    started = ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=True,
-        dashboard_port=free_port(),
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
-    yield f"http://{started.dashboard_url}"
-    ray.shutdown()
+    with local_ray(include_dashboard=True, dashboard_port=free_port()) as started:
+        yield f"http://{started.dashboard_url}"
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,11 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-import ray
 from rich.console import Console
 
 from cluster.call import GenerationRequest
 from cluster.client import ClusterClient
 from cluster.config import parse_config
-from cluster.lifecycle import running_cluster
-from cluster.messages import NAMESPACE
 from cluster.snapshot import ClusterSnapshot, EnergyView
 from jobs.cli import main
 from jobs.figures import duration, energy, meter
@@ -32,6 +29,7 @@ from tests.cluster.snapshots import (
     waiting,
     without_work,
 )
+from tests.local_ray import cluster_of
 
 
 def drawn(
@@ -158,13 +156,6 @@ def test_energies_and_their_meters() -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[object]:
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        namespace=NAMESPACE,
-        log_to_driver=False,
-    )
     config = parse_config(
         {
             "replicas": {
@@ -176,11 +167,8 @@ def cluster() -> Iterator[object]:
             "predictor": {"network": "none"},
         }
     )
-    try:
-        with running_cluster(config) as (controller, _):
-            yield controller
-    finally:
-        ray.shutdown()
+    with cluster_of(config) as controller:
+        yield controller
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str, status: int = 0) -> str:

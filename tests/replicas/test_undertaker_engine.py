@@ -10,19 +10,17 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-import ray
 
-from cluster.messages import NAMESPACE
 from tests.cluster.replica_owner import Keeper, Reports
+from tests.local_ray import local_ray
 
 pytestmark = [pytest.mark.engine, pytest.mark.faults]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=2):
+        yield
 
 
 def lives(process: psutil.Process) -> bool:
