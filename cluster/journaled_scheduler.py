@@ -12,7 +12,7 @@ from cluster.config import ClusterConfig
 from cluster.core.candidates import Candidate
 from cluster.core.explanation import Standing
 from cluster.core.fleet import Fleet
-from cluster.core.lacks import Lack
+from cluster.core.lacks import Lacked
 from cluster.core.made_tokens import MadeTokens
 from cluster.journal import Journal
 from cluster.journal_events import (
@@ -118,7 +118,7 @@ class JournaledScheduler:
         """See `ClusterScheduler.explain`."""
         return self._core.explain(request_id, now)
 
-    def lacked(self, since_s: float, until_s: float) -> dict[Lack, float]:
+    def lacked(self, since_s: float, until_s: float) -> Lacked:
         """See `ClusterScheduler.lacked`."""
         return self._core.lacked(since_s, until_s)
 

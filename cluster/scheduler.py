@@ -11,7 +11,7 @@ from cluster.core.decisions import Dispatch, ImpossibleRequestError, Recall
 from cluster.core.dispatcher import Dispatcher
 from cluster.core.entrance import Entrance
 from cluster.core.explanation import Explanations, Standing
-from cluster.core.lacks import Lack
+from cluster.core.lacks import Lacked
 from cluster.core.made_tokens import MadeTokens
 from cluster.core.queue_limits import QueueFullError, QueueLimits, QueueLoad
 from cluster.core.suspects import PoisonedRequestError, blamed
@@ -138,7 +138,7 @@ class ClusterScheduler:
         """Where a request stands at a time in seconds, and why; None when it is unknown."""
         return self._explanations.of(request_id, now)
 
-    def lacked(self, since_s: float, until_s: float) -> dict[Lack, float]:
+    def lacked(self, since_s: float, until_s: float) -> Lacked:
         """What kept the first of the queue from starting, in seconds (see `QueueLacks.between`)."""
         return self._state.lacks.between(since_s, until_s)
 

@@ -141,13 +141,14 @@ class RequestExplainer:
         return {
             "waited": past_wait.told(waited_s, lacked, ended=ended),
             "waited_s": waited_s,
-            "lacked_s": {lack.value: seconds for lack, seconds in lacked.items()},
+            "lacked_s": {lack.value: seconds for lack, seconds in lacked.seconds.items()},
         }
 
     def _finished(self, row: FinishedRow, now: float) -> Explanation:
         events = self._state.statistics.events(row.request_id)
         waited = {}
         if row.dispatched_s is not None:
+            # A row has the wall clock's time, in which a step of that clock is an error.
             arrived_s = now - (time.time() - row.arrival_unix_s)
             waited = self._waited(arrived_s, arrived_s + row.dispatched_s, ended=True)
         return Explanation(

@@ -76,12 +76,16 @@ class Dispatcher:
             return None
         if not fleet.serving:
             return Lack.REPLICAS
+        places = fleet.free_places
         if (first := queue.first()) is not None:
             if self._state.pace.holds(first.request.request_class):
                 return Lack.POWER
-            if fleet.has_free_slot and self._state.guard_band.kept(first.request, now).places:
+            kept = self._state.guard_band.kept(first.request, now, places)
+            if fleet.has_free_slot and kept.places:
                 return Lack.KEPT
-        return Lack.MEMORY if fleet.free_places else Lack.PLACES
+            if places and kept.share:
+                return Lack.GUARDED
+        return Lack.MEMORY if places else Lack.PLACES
 
     def _dispatch(
         self, actions: list[Dispatch | Recall], up_to: RequestClass, now: float

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections import deque
 from enum import StrEnum
+from typing import NamedTuple
 
 FINE_S, FINE_COUNT = 1.0, 3_600
 COARSE_S, COARSE_COUNT = 60.0, 10_080
@@ -13,13 +15,30 @@ minute for a week of it."""
 
 
 class Lack(StrEnum):
-    """What keeps the first request of the queue from starting."""
+    """What keeps the first request of the queue from starting.
+
+    `GUARDED` is memory less the share of it that is kept for online requests, `KEPT` the last
+    places that are.
+    """
 
     MEMORY = "memory"
+    GUARDED = "guarded"
     PLACES = "places"
     KEPT = "kept"
     POWER = "power"
     REPLICAS = "replicas"
+
+
+class Lacked(NamedTuple):
+    """What the first request of the queue lacked between two times.
+
+    Attributes:
+        seconds: For how long it could not start, by what it lacked, the longest first.
+        unknown_s: Seconds of which nothing is known: from before this scheduler, or long ago.
+    """
+
+    seconds: dict[Lack, float]
+    unknown_s: float = 0.0
 
 
 class QueueLacks:
@@ -47,19 +66,18 @@ class QueueLacks:
         self._fine.keep(now, self._totals)
         self._coarse.keep(now, self._totals)
 
-    def between(self, since_s: float, until_s: float) -> dict[Lack, float]:
-        """Seconds for which the first request lacked each of these, the longest first.
-
-        Between the totals kept they are interpolated; of times before the first ones kept nothing
-        is known, and nothing is counted.
+    def between(self, since_s: float, until_s: float) -> Lacked:
+        """What the first request lacked; between the totals kept they are interpolated.
 
         Args:
             since_s: Seconds, of the clock of `note`.
             until_s: Seconds, not before `since_s`.
         """
         first, last = self._at(since_s), self._at(until_s)
-        spent = {lack: last[lack] - first[lack] for lack in Lack}
-        return dict(sorted(((k, s) for k, s in spent.items() if s > 0), key=lambda pair: -pair[1]))
+        spent = ((lack, last[lack] - first[lack]) for lack in Lack)
+        longest_first = sorted((pair for pair in spent if pair[1] > 0), key=lambda pair: -pair[1])
+        known_from_s = min(self._fine.begin_s, self._coarse.begin_s)
+        return Lacked(dict(longest_first), max(min(known_from_s, until_s) - since_s, 0.0))
 
     def _at(self, time_s: float) -> dict[Lack, float]:
         kept = self._fine if self._fine.reaches(time_s) else self._coarse
@@ -96,9 +114,14 @@ class _Totals:
         if not self._kept or now - self._kept[-1][0] >= self._apart_s:
             self._kept.append((now, dict(totals)))
 
+    @property
+    def begin_s(self) -> float:
+        """The first time of which something is kept; infinite: nothing is."""
+        return self._kept[0][0] if self._kept else math.inf
+
     def reaches(self, time_s: float) -> bool:
         """Whether what held at a time is known."""
-        return bool(self._kept) and self._kept[0][0] <= time_s
+        return self.begin_s <= time_s
 
     def around(self, time_s: float) -> tuple[Moment | None, Moment | None]:
         """The last totals at or before a time and the first after it, where there are such."""

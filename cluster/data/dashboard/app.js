@@ -13,7 +13,7 @@ import { Stream, keepKey, keyHeader } from "./stream.js";
 const STALE_MS = 4000;
 const KEPT_THEME = "tiebreak-theme";
 
-const why = new Why();
+const why = new Why(() => paused);
 const replicas = new Replicas(() => {
   all = true;
   stream.start();
@@ -146,7 +146,6 @@ byId("pause").addEventListener("click", () => {
   paused = !paused;
   set(byId("pause"), "aria-pressed", paused);
   say(byId("pause"), paused ? "Go on" : "Pause");
-  why.hold(paused);
   follow();
 });
 

@@ -7,13 +7,13 @@ import { keyHeader, refusal } from "./stream.js";
 const AGAIN_MS = 2000;
 const VERDICTS = { fits: "good", memory: "busy", slots: "busy", slow: "bad", "too large": "bad" };
 
-/** Asks for a request's explanation and shows it. */
+/** Asks for a request's explanation and shows it; `isPaused` says whether to keep it still. */
 export class Why {
-  constructor() {
+  constructor(isPaused) {
+    this.isPaused = isPaused;
     this.dialog = byId("why");
     this.id = null;
     this.timer = 0;
-    this.held = false;
     byId("why-close").addEventListener("click", () => this.dialog.close());
     this.dialog.addEventListener("close", () => this.closed());
     window.addEventListener("hashchange", () => this.fromAddress());
@@ -31,12 +31,6 @@ export class Why {
     const hash = `#request=${encodeURIComponent(id)}`;
     if (location.hash === hash) this.open(id);
     else location.hash = hash;
-  }
-
-  /** Keep still what is shown, or go on following it. */
-  hold(held) {
-    this.held = held;
-    if (this.id !== null && !held) this.refresh(this.id);
   }
 
   open(id) {
@@ -71,9 +65,9 @@ export class Why {
       content = [el("p", { class: "reason" }, "The endpoint cannot be reached; trying again.")];
     }
     if (this.id !== id) return;
-    const still = !goesOn ? "" : this.held ? "; the page is paused, and so is this" : "; follows every two seconds";
+    const still = !goesOn ? "" : this.isPaused() ? "; the page is paused, and so is this" : "; follows every two seconds";
     byId("why-body").replaceChildren(el("p", { class: "note asof" }, `As of ${clock(Date.now() / 1000)}${still}`), ...content);
-    if (goesOn && !this.held) this.timer = setTimeout(() => this.refresh(id), AGAIN_MS);
+    if (goesOn && !this.isPaused()) this.timer = setTimeout(() => this.refresh(id), AGAIN_MS);
   }
 }
 
