@@ -50,6 +50,8 @@ TICK_S = 0.001
 IDLE_TICK_S = 1.0
 """Decisions are also due without an event, because a guard band lapses with time."""
 
+CANCEL_BATCH = 1024
+"""Requests that are cancelled before others are heard."""
 
 RESTART_PAUSE_S = 1.0
 """Pause before a restarted controller that failed to start ends, to be restarted again."""
@@ -154,9 +156,9 @@ class Controller:
             load_faults(self._state.faults)
             self._state.faults.count(Fault.CONTROLLER_RESTARTED)
             save_faults(self._state.faults)
-            for member, held in await replicas.adopt():
+            for member, adoption in await replicas.adopt():
                 self._desk.replica_ready(member)
-                await self._desk.take_over(member, held)
+                await self._desk.take_over(member, adoption.held, adoption.energy)
         else:
             forget_faults()
             await replicas.clear()
@@ -213,7 +215,7 @@ class Controller:
     async def cancel(self, client_id: str, request_ids: list[str]) -> None:
         """Forget requests, wherever they are."""
         await self.start()
-        self._intake.cancel(client_id, request_ids)
+        await self._cancel(client_id, request_ids)
 
     async def take(
         self, client_id: str, received: int, number: int, follows_load: bool = False
@@ -248,7 +250,13 @@ class Controller:
         """
         await self.start()
         self._state.clients.leave(client_id)
-        self._intake.cancel(client_id, abandoned)
+        await self._cancel(client_id, abandoned)
+
+    async def _cancel(self, client_id: str, request_ids: list[str]) -> None:
+        """Cancel, and hear others in between: it may be a million."""
+        for start in range(0, len(request_ids), CANCEL_BATCH):
+            self._intake.cancel(client_id, request_ids[start : start + CANCEL_BATCH])
+            await asyncio.sleep(0)
 
     # What replicas call.
 

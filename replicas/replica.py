@@ -24,6 +24,7 @@ from replicas.engines import EngineSpec, make_engine
 from replicas.metering import Metering
 from replicas.protocol import (
     Delta,
+    EnergyTotals,
     Engine,
     EngineDeadError,
     EngineInfo,
@@ -77,12 +78,14 @@ class Adoption(msgspec.Struct, frozen=True):
         info: What its engine can hold.
         cores: Cores a CPU engine is pinned to.
         held: The requests that it runs.
+        energy: What was metered until now, which earlier controllers may have told.
     """
 
     place: Place
     info: EngineInfo
     cores: list[int]
     held: list[Held]
+    energy: EnergyTotals
 
 
 class ReplicaActor:
@@ -167,12 +170,12 @@ class ReplicaActor:
         Raises:
             EngineDeadError: The engine has not been started yet.
         """
-        if self._info is None or self._reports is None:
+        if self._info is None or self._reports is None or self._metering is None:
             raise EngineDeadError(f"replica {self._replica_id} has not been started")
         self._number = number
         self._reports.begin_again()
         held = [request.held() for request in self._requests.values()]
-        return Adoption(self._place(), self._info, self._cores, held)
+        return Adoption(self._place(), self._info, self._cores, held, self._metering.totals)
 
     async def act(
         self,

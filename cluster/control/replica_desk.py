@@ -161,9 +161,10 @@ class ReplicaDesk:
         self._state.scheduler.replica_joined(replica, time.monotonic())
         self._state.wake.set()
 
-    async def take_over(self, member: Member, held: Sequence[Held]) -> None:
-        """Enter what a replica runs that an earlier controller had sent there."""
+    async def take_over(self, member: Member, held: Sequence[Held], energy: EnergyTotals) -> None:
+        """Enter what a replica runs that an earlier controller had sent there, and its books."""
         now = time.monotonic()
+        self._state.energy.reported(member.replica_id, energy)
         unwanted = Orders()
         for request in held:
             submission = submission_of(request.ticket)

@@ -15,8 +15,7 @@ from cluster.membership import replica_actors
 from cluster.membership.member import Ended, Member, ReplicaOwner, State
 from cluster.membership.replica_actors import PlacementError, ReplicaActors
 from cluster.membership.roster import Roster, forget_roster, load_roster, replica_name
-from replicas.protocol import Held
-from replicas.replica import Place
+from replicas.replica import Adoption, Place
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +71,8 @@ class ReplicaSet:
         """End the replicas that an earlier cluster left behind."""
         await _end_all()
 
-    async def adopt(self) -> list[tuple[Member, list[Held]]]:
-        """Take over the replicas of a controller that died; what each runs comes with it.
+    async def adopt(self) -> list[tuple[Member, Adoption]]:
+        """Take over the replicas of a controller that died, with what each tells of itself.
 
         One that does not answer, or was still loading, is ended; `start` replaces it.
         """
@@ -85,7 +84,7 @@ class ReplicaSet:
         answers = await asyncio.gather(
             *(self._actors.adopt(handle, ADOPT_TIMEOUT_S) for handle in found.values())
         )
-        adopted: dict[int, tuple[Member, list[Held]]] = {}
+        adopted: dict[int, tuple[Member, Adoption]] = {}
         for name, adoption in zip(found, answers, strict=True):
             index, _ = name
             if adoption is None or index in adopted:
@@ -95,7 +94,7 @@ class ReplicaSet:
             member = Member(index, replica_name(*name), "ready", found[name], patient=True)
             member.place, member.info = adoption.place, adoption.info
             member.cores = adoption.cores
-            adopted[index] = member, adoption.held
+            adopted[index] = member, adoption
         self.members = [member for member, _ in adopted.values()]
         return list(adopted.values())
 

@@ -52,12 +52,11 @@ class Exporter:
         Args:
             snapshot: Takes one, of a moment in seconds of the monotonic clock.
             faults: Faults counted before this process, which the snapshot's include.
-            is_restarted: Whether an earlier controller has told the energy of replicas that run on.
+            is_restarted: Whether an earlier controller has told the energy of replicas that run
+                on, which the first snapshot includes.
         """
         if self._interval_s is None:
             return
-        if is_restarted:
-            await asyncio.sleep(self._interval_s)  # until replicas that run on have reported
         metrics = RayMetrics()
         totals: Totals | None = None
         while True:

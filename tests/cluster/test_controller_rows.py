@@ -145,7 +145,10 @@ async def test_a_restarted_controller_follows_what_it_adopts() -> None:
     terms = EngineTerms(3.0, 0.5, 5, 50, key=1.0, arrival_s=0.0)
     generation = Generation("r", CLIENT, b"", attempt=2, terms=terms)
     orders = Submission(generation, 20, 100, job="demo")
-    await made.desk.take_over(member, [Held(ticket_of(orders, generation), output_tokens=7)])
+    held = [Held(ticket_of(orders, generation), output_tokens=7)]
+    books = EnergyTotals("model:x", metered_joules=70.0, idle_joules=60.0)
+    await made.desk.take_over(member, held, books)
+    assert made.state.energy.view().totals.metered_joules == 70.0, "before it has reported"
     assert made.state.statistics.running(RequestClass.ONLINE) == 1
     await made.report("a", finished=[Finished("r", CLIENT, 2, 11, "stop", energy_joules=1.0)])
     found = row(made)

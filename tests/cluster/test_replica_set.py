@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import psutil
@@ -14,17 +14,9 @@ import ray
 
 from cluster.membership.replica_actors import find_replicas
 from cluster.membership.roster import load_roster
-from cluster.messages import NAMESPACE
 from tests.cluster.replica_owner import Keeper, Reports
 
-pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_here() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, namespace=NAMESPACE, log_to_driver=False)
-    yield
-    ray.shutdown()
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_here")]
 
 
 @contextlib.asynccontextmanager
@@ -107,7 +99,7 @@ async def test_another_controller_adopts_what_runs_and_starts_what_is_missing() 
         first.die()
         ray.kill(first.named("replica-2.1").handle)
         async with successor(first, count=1) as second:
-            adopted = {member.replica_id: held for member, held in await second.set.adopt()}
+            adopted = {m.replica_id: told.held for m, told in await second.set.adopt()}
             assert set(adopted) >= set(pids)
             assert [held.ticket for held in adopted["replica-1"]] == [b"a ticket"]
             assert adopted["replica-0"] == []

@@ -21,6 +21,7 @@ from replicas.protocol import (
     pack_tokens,
 )
 from replicas.replica import Place, ReplicaActor
+from replicas.reports import REPORT_INTERVAL_S
 from tests.replicas.virtual_loop import virtually
 
 CLIENT = "client"
@@ -269,6 +270,22 @@ async def test_a_replica_tells_a_new_controller_everything_again() -> None:
         one.controller.reports.clear()
         await one.actor.adopt(NUMBER + 1)
         await one.report(lambda report: "a" in report.progress)
+
+
+@virtually
+async def test_an_idle_replica_tells_a_new_controller_what_has_not_changed() -> (
+    None
+):
+    async with replica() as one:
+        await one.begin("a", tokens=5)
+        await one.controller.finished(1)
+        await asyncio.sleep(10 * REPORT_INTERVAL_S)
+        one.controller.reports.clear()
+        await asyncio.sleep(10 * REPORT_INTERVAL_S)
+        assert not one.controller.reports
+        adoption = await one.actor.adopt(NUMBER + 1)
+        report = await one.report(lambda report: not report.progress)
+        assert adoption.energy == report.energy
 
 
 @virtually
