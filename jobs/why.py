@@ -106,7 +106,7 @@ def _candidates(told: Explanation) -> Table:
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="dim")
     for name in ("replica", "verdict"):
         table.add_column(name)
-    for name in ("blocks now", "peak without", "peak with it", "limit", "free slots"):
+    for name in ("needed now", "peak without", "while it runs", "limit", "free slots"):
         table.add_column(name, justify="right")
     for found in told.candidates:
         table.add_row(

@@ -23,8 +23,8 @@ class Candidate:
         limit_blocks: What that may be at most: the capacity, less the guard band for offline ones.
         free_slots: Places that are free for it.
         verdict: `fits`, `memory`, `slots`, `too large`, `slow`, `draining`, `reserved` where the
-            replica is kept for a request that must run alone, or, of a replica as a whole, `online
-            only` where it would fit but for what is kept for online requests.
+            replica is kept for a request that must run alone, or, where it is told, `online only`
+            where it would fit but for what is kept for online requests.
     """
 
     replica_id: str
@@ -48,6 +48,7 @@ class Need:
         guard_band: Share of a replica's memory that it must leave free.
         only_empty: Whether all places that are free are kept, but for those of empty replicas.
         besides: The replica in whose engine it waits; empty: none.
+        in_batch: Whether it is sent nowhere to wait for a place in the batch.
     """
 
     held: int
@@ -57,6 +58,28 @@ class Need:
     guard_band: float = 0.0
     only_empty: bool = False
     besides: str = ""
+    in_batch: bool = False
+
+    @property
+    def unguarded(self) -> Need:
+        """The same, if nothing were kept for online requests."""
+        return replace(self, guard_band=0.0, only_empty=False, in_batch=True)
+
+
+def told_candidates(fleet: Fleet, need: Need) -> list[Candidate]:
+    """The same as `candidates`, in the words of whoever looks on.
+
+    Where only what is kept for online requests keeps it out, the verdict is `online only`.
+    """
+    if not (need.guard_band or need.only_empty):
+        return candidates(fleet, need)
+    taken = {c.replica_id for c in candidates(fleet, need) if c.verdict == "fits"}
+    return [
+        replace(candidate, verdict="online only")
+        if candidate.verdict == "fits" and candidate.replica_id not in taken
+        else candidate
+        for candidate in candidates(fleet, need.unguarded)
+    ]
 
 
 def candidates(fleet: Fleet, need: Need) -> list[Candidate]:
@@ -102,7 +125,8 @@ def _candidate(fleet: Fleet, ledger: ReplicaLedger, need: Need, must_fit: int) -
     limit = replica.kv_blocks
     if need.guard_band > 0 and used > 0:
         limit = int(limit * (1.0 - need.guard_band))
-    kept_slots = replica.look_ahead if need.besides or need.guard_band else 0
+    in_batch = need.besides or need.guard_band or need.in_batch
+    kept_slots = replica.look_ahead if in_batch else 0
     free_slots = max(ledger.free_slots - kept_slots, 0)
     if need.only_empty and used > 0:
         free_slots = 0

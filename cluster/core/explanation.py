@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cluster.core.candidates import Candidate, Need, candidates
+from cluster.core.candidates import Candidate, Need, candidates, told_candidates
 from cluster.core.core_state import CoreState
 from cluster.core.reasons import Reasons
 from cluster.core.running import Running
@@ -102,25 +102,10 @@ class Explanations:
         ]
 
     def candidates(self, now: float) -> list[Candidate]:
-        """Every replica, considered for the first request of the queue; none when nothing waits.
-
-        Where only what is kept for online requests keeps it out, the verdict is `online only`.
-        """
+        """Every replica, considered for the first request of the queue; none when nothing waits."""
         fleet = self._state.fleet
         places = self._state.waiting.ordered.peek(1, fleet.slots)
-        if not places:
-            return []
-        need = self._need(places[0], now)
-        found = candidates(fleet, replace(need, guard_band=0.0, only_empty=False))
-        if not (need.guard_band or need.only_empty):
-            return found
-        taken = {c.replica_id for c in candidates(fleet, need) if c.verdict == "fits"}
-        return [
-            replace(c, verdict="online only")
-            if c.verdict == "fits" and c.replica_id not in taken
-            else c
-            for c in found
-        ]
+        return told_candidates(fleet, self._need(places[0], now)) if places else []
 
     def _waiting(self, request_id: str, now: float) -> Standing:
         queue, slots = self._state.waiting.ordered, self._state.fleet.slots
@@ -131,7 +116,7 @@ class Explanations:
         exact = position is not None and queue.is_previewed
         if position is None:
             position = max(queue.estimated_place(request_id, slots), len(places) + 1)
-        found = candidates(self._state.fleet, self._need(own, now))
+        found = told_candidates(self._state.fleet, self._need(own, now))
         return replace(
             self._standing(own, position, self._why(own, position, places[0], now, named=True)),
             position_is_exact=exact,

@@ -61,7 +61,7 @@ class Reasons:
         if found[0].verdict == "fits":
             return f"can start on {found[0].replica_id} with the next decision"
         if need.guard_band:
-            without = candidates(state.fleet, replace(need, guard_band=0.0, only_empty=False))[0]
+            without = candidates(state.fleet, need.unguarded)[0]
             if without.verdict == "fits":
                 kept = f"the last {100 * need.guard_band:g} % of each replica's memory is"
                 if need.only_empty:

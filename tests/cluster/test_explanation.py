@@ -177,7 +177,8 @@ def test_offline_work_that_the_guard_band_holds_is_told_so() -> None:
         "waits because the last 50 % of each replica's memory is kept for online requests, which "
         "keep coming; a has room but for that"
     )
-    assert why(core, "r", 1.0).candidates[0].limit_blocks == 10
+    found = why(core, "r", 1.0).candidates[0]
+    assert (found.verdict, found.peak_with_blocks, found.limit_blocks) == ("online only", 18, 20)
     assert why(core, "r", 100.0).reason.startswith("can start on a")
 
 

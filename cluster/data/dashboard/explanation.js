@@ -5,7 +5,7 @@ import { clock, count, duration, fine, joules, meter } from "./format.js";
 import { keyHeader, refusal } from "./stream.js";
 
 const AGAIN_MS = 2000;
-const VERDICTS = { fits: "good", memory: "busy", slots: "busy", slow: "bad", "too large": "bad" };
+const VERDICTS = { fits: "good", memory: "busy", slots: "busy", "online only": "busy", slow: "bad", "too large": "bad" };
 
 /** Asks for a request's explanation and shows it; `isPaused` says whether to keep it still. */
 export class Why {
@@ -127,7 +127,7 @@ function candidates({ candidates: found, candidates_of: all }) {
       cell(count(c.used_blocks), "number"), cell(count(c.peak_blocks), "number"), cell(count(c.peak_with_blocks), "number"),
       cell(count(c.limit_blocks), "number"), cell(count(c.free_slots), "number")));
   const title = found.length < all ? `Replicas considered: the best ${count(found.length)} of ${count(all)}` : "Replicas considered";
-  const columns = ["replica", "verdict", "blocks now", "peak without it", "peak with it", "limit", "free slots"];
+  const columns = ["replica", "verdict", "blocks needed now", "peak without it", "peak while it runs", "limit", "free slots"];
   return [
     el("h3", {}, title),
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title },
