@@ -40,6 +40,7 @@ from cluster.statistics.row_files import RowFiles
 from cluster.statistics.statistics import Statistics
 from cluster.telemetry.telemetry import Telemetry
 from policies.forecast import Forecast
+from replicas.process_heap import freeze_heap
 from replicas.protocol import ReplicaReport
 
 logger = logging.getLogger(__name__)
@@ -165,6 +166,7 @@ class Controller:
         replicas.start()
         self._state.forecasting.start()
         await compiled
+        freeze_heap()
         upkeep = Upkeep(self._state, self._intake, self._desk, self._watch, replicas)
         self._spawn(self._snapshots.record_forever())
         self._spawn(

@@ -28,6 +28,7 @@ from jobs.known_answers import request_of
 from jobs.streams import Stream, follow
 from policies.forecast import Forecast
 from policies.request import RequestClass
+from replicas.process_heap import freeze_heap
 from replicas.step_time import LinearStepTime
 
 console = Console()
@@ -196,6 +197,7 @@ class _Run:
         due_s = np.sort(rng.uniform(0, self._seconds, count)).tolist()
         online = [_request(f"{name}-online", i, rng, RequestClass.ONLINE) for i in range(count)]
         with own_cluster(self._config) as controller:
+            freeze_heap()  # what is measured are the cluster's pauses, not those of this process
             arm = asyncio.run(self._play(controller, online, due_s, rng if offline else None, name))
         console.log(f"{name}: {len(arm.online):,} online, {len(arm.offline):,} offline requests")
         return arm

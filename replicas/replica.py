@@ -22,6 +22,7 @@ from replicas.detect_meter import meter_of
 from replicas.energy import EnergyMeter
 from replicas.engines import EngineSpec, make_engine
 from replicas.metering import Metering
+from replicas.process_heap import freeze_heap
 from replicas.protocol import (
     Delta,
     EnergyTotals,
@@ -162,6 +163,7 @@ class ReplicaActor:
         self._run(self._pump)
         self._run(self._reports.forever)
         self._run(self._report_stalls)
+        freeze_heap()
         return self._info
 
     async def adopt(self, number: int) -> Adoption:

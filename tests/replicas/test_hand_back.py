@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from replicas.engines import EngineSpec
+from replicas.process_heap import freeze_heap
 from replicas.protocol import (
     Delta,
     Engine,
@@ -273,9 +275,7 @@ async def test_a_replica_tells_a_new_controller_everything_again() -> None:
 
 
 @virtually
-async def test_an_idle_replica_tells_a_new_controller_what_has_not_changed() -> (
-    None
-):
+async def test_an_idle_replica_tells_a_new_controller_what_has_not_changed() -> None:
     async with replica() as one:
         await one.begin("a", tokens=5)
         await one.controller.finished(1)
@@ -286,6 +286,15 @@ async def test_an_idle_replica_tells_a_new_controller_what_has_not_changed() -> 
         adoption = await one.actor.adopt(NUMBER + 1)
         report = await one.report(lambda report: not report.progress)
         assert adoption.energy == report.energy
+
+
+@virtually
+async def test_what_a_replica_has_loaded_is_left_out_of_garbage_collections() -> None:
+    gc.unfreeze()
+    freeze_heap.cache_clear()
+    async with replica():
+        assert gc.get_freeze_count() > 10_000
+    gc.unfreeze()
 
 
 @virtually
