@@ -69,7 +69,8 @@ class ClusterConfig(Section):
             ConfigError: No such bundle or option.
         """
         try:
-            return policy(**self.policy.model_dump(exclude={"max_evictions", "fair_share"}))
+            other = {"max_evictions", "give_way", "fair_share"}
+            return policy(**self.policy.model_dump(exclude=other))
         except ValueError as error:
             raise ConfigError(f"policy: {error}") from error
 

@@ -121,6 +121,9 @@ class PolicyConfig(Section):
     max_evictions: int = Field(3, ge=1)
     """Times a request may be evicted inside an engine; then its room is kept up to its cap."""
 
+    give_way: bool = True
+    """Whether offline requests are evicted where an online one would find no room in an engine."""
+
     backfill: int = Field(0, ge=0)
     """Requests that may overtake a head that fits nowhere; 0 keeps the order strictly."""
 

@@ -107,6 +107,7 @@ class Joined(msgspec.Struct, frozen=True, array_like=True, tag="join"):
     slots: int
     max_model_len: int
     look_ahead: int
+    gives_way: bool = False
 
 
 class Lost(msgspec.Struct, frozen=True, array_like=True, tag="lost"):

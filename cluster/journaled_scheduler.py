@@ -228,6 +228,7 @@ class JournaledScheduler:
                 replica.slots,
                 replica.max_model_len,
                 replica.look_ahead,
+                replica.gives_way,
             )
         )
         self._core.replica_joined(replica, now)

@@ -117,6 +117,7 @@ class VirtualReplica:
             slots=limits.max_num_seqs + spec.look_ahead,
             max_model_len=spec.max_model_len or limits.kv_tokens,
             look_ahead=spec.look_ahead if keeps_waiting else 0,
+            gives_way=keeps_waiting,
         )
         self.gate: Gate | None = None
         if keeps_waiting:

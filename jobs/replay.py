@@ -154,6 +154,7 @@ def tell(scheduler: ClusterScheduler, event: Event, reader: JournalReader) -> No
                     event.slots,
                     event.max_model_len,
                     event.look_ahead,
+                    event.gives_way,
                 ),
                 event.now,
             )

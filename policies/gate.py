@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
+import bisect
 import itertools
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from policies.bundle import Policy, policy
+from policies.bundle import Policy
 from policies.eviction import after_eviction, choose_victims
 from policies.forecast import Forecast
 from policies.ledger import REFINE_AFTER, Replica, ReplicaLedger, as_batch
-from policies.registry import check_name
+from policies.projection import MemoryProfile
 from policies.request import Request
 from policies.waiting import Waiting, WaitingQueue
 
 MAX_EVICTIONS = 3
 """Evictions after which a request is protected."""
+
+COMPANY_TOKENS = 128
+"""Beside requests that go before them, others start in a step while no more tokens are prefilled in
+it, and one in any case: each prolongs the step for all whose next token it makes."""
 
 
 @dataclass(slots=True)
@@ -43,6 +47,10 @@ class Gate:
     engine does it and says so (`start`, `evict`). Requests start in the strict order of their keys,
     when the projection admits them, and always when nothing runs.
 
+    Precedence goes before keys. Beside requests of an earlier one, others start a few tokens in a
+    step (`COMPANY_TOKENS`), and they give way: who finds no place or no memory has them evicted
+    (`make_way`).
+
     A request that was evicted `max_evictions` times is protected: it starts again only when all of
     its cap fits beside all of the other protected ones' caps, and is a victim only after all that
     are not. These then suffice, so that no request is evicted more often, every eviction brings the
@@ -59,6 +67,7 @@ class Gate:
         replica: Replica,
         *,
         max_evictions: int = MAX_EVICTIONS,
+        give_way: bool = True,
         refine_after: float = REFINE_AFTER,
         lag_steps: int = 0,
     ) -> None:
@@ -68,6 +77,7 @@ class Gate:
             policy: What to decide with; its `backfill` and `guard_band` are not used here.
             replica: What the engine holds; `slots` is its batch size.
             max_evictions: Evictions of a request after which it is protected, at least 1.
+            give_way: Whether running requests give way to waiting ones of an earlier precedence.
             refine_after: See `policies.ledger.REFINE_AFTER`.
             lag_steps: Steps that the engine begins before it notices the end of a request.
 
@@ -78,12 +88,16 @@ class Gate:
             raise ValueError(f"max_evictions is {max_evictions}, must be at least 1")
         self._policy = policy
         self._max_evictions = max_evictions
+        self._gives_way = give_way
         self._refine_after = refine_after
         self._lag_steps = lag_steps
         self._ledger = ReplicaLedger(replica, lag_steps)
         self._queue = WaitingQueue(policy.ordering, policy.admission)
         self._entries: dict[str, _Entry] = {}
+        self._precedences: Counter[int] = Counter()  # of the entries; none that is 0
         self._starts = itertools.count(1)
+        self._started_tokens = 0  # in this step, prefilled by those that start
+        self._way_for: int | None = None  # the precedence for which way was made in this step
         self._pool_blocks = 0
         self._reserved_blocks = 0
         self._answer: tuple[int, str | None] | None = None  # of `first`, until something changes
@@ -109,6 +123,11 @@ class Gate:
     def evictions(self, request_id: str) -> int:
         """Times the request was evicted."""
         return self._entries[request_id].evictions
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether some of its requests go before others whatever their keys."""
+        return len(self._precedences) > 1
 
     @property
     def running_ids(self) -> list[str]:
@@ -150,7 +169,8 @@ class Gate:
         """
         self.remove(request.request_id)
         waiting = Waiting(request, forecast, 1, 0.0, given_key=key, precedence=precedence)
-        self._entries[request.request_id] = _Entry(waiting, evictions)
+        entry = self._entries[request.request_id] = _Entry(waiting, evictions)
+        self._precedences[entry.precedence] += 1
         self._queue.add(waiting)
 
     def remove(self, request_id: str) -> None:
@@ -158,6 +178,9 @@ class Gate:
         self._answer = None
         if (entry := self._entries.pop(request_id, None)) is None:
             return
+        self._precedences[entry.precedence] -= 1
+        if not self._precedences[entry.precedence]:
+            del self._precedences[entry.precedence]
         self._reserve(entry, 0)
         if request_id in self._ledger:
             self._ledger.remove(request_id)
@@ -166,12 +189,12 @@ class Gate:
 
     def progressed(self, tokens_by_request: Mapping[str, int]) -> None:
         """Output tokens of running requests, counted from the original prompt."""
-        self._answer = None
+        self._step_ended()
         self._ledger.progressed(tokens_by_request)
 
     def advanced(self, steps: int, standing: Mapping[str, int]) -> None:
         """Running requests have made so many steps, but for some (`ReplicaLedger.advance`)."""
-        self._answer = None
+        self._step_ended()
         self._ledger.advance(steps, standing)
 
     def head(self) -> str | None:
@@ -197,15 +220,70 @@ class Gate:
         if request_id is None or not len(self._ledger):
             return request_id
         entry = self._entries[request_id]
+        if self._waits_a_step(entry):
+            return None
         if self._is_protected(entry) and not self._is_reservable(entry):
             return None
         self._refine()
+        fits = self._fits(entry, self._ledger.profile, shared_tokens)
+        return request_id if fits else None
+
+    def _fits(self, entry: _Entry, profile: MemoryProfile, shared_tokens: int = 0) -> bool:
+        """Whether memory is projected to hold a waiting request beside what the profile is of."""
         request = entry.waiting.request
         held = request.prompt_tokens + request.generated_tokens - shared_tokens
         steps = self._estimate(entry) - request.generated_tokens + self._lag_steps
-        during, peak = self._ledger.profile.peaks(0, held, steps)
+        during, peak = profile.peaks(0, held, steps)
         fits = during if self._own_steps_only else peak
-        return request_id if fits <= self._ledger.replica.kv_blocks - self._pool_blocks else None
+        return fits <= self._ledger.replica.kv_blocks - self._pool_blocks
+
+    def _waits_a_step(self, entry: _Entry) -> bool:
+        """Whether a request leaves this step to those of an earlier precedence."""
+        if self._way_for is not None and entry.precedence > self._way_for:
+            return True
+        if not self._started_tokens or entry.precedence <= min(self._precedences):
+            return False
+        request = entry.waiting.request
+        tokens = request.prompt_tokens + request.generated_tokens
+        return self._started_tokens + tokens > COMPANY_TOKENS
+
+    def make_way(self) -> list[str]:
+        """Running requests to evict now so that the first waiting one may start in this step.
+
+        They are of a later precedence than it, not protected, in the order of `victims`, and no
+        more than it takes. None where it may start as it is, and where all of them would not do.
+        Until the step has ended nobody of a later precedence starts.
+        """
+        if not (self._gives_way and self.is_mixed):
+            return []
+        head = self.head()
+        if head is None or self._entries[head].precedence >= max(self._precedences):
+            return []
+        entry = self._entries[head]
+        if self.first() is not None or (
+            self._is_protected(entry) and not self._is_reservable(entry)
+        ):
+            return []
+        later = [
+            i
+            for i in self._ledger.request_ids
+            if (e := self._entries[i]).precedence > entry.precedence and not self._is_protected(e)
+        ]
+        fewest = max(len(self._ledger) - self._ledger.replica.slots + 1, 1)
+        if len(later) < fewest:
+            return []
+        self._refine()
+        later = self._in_order_of_eviction(later)
+        counts = range(fewest, len(later) + 1)
+        # Memory without more of them is never less, so that those that do follow all that do not.
+        enough = bisect.bisect_left(
+            counts, True, key=lambda n: self._fits(entry, self._ledger.profile_without(later[:n]))
+        )
+        if enough == len(counts):
+            return []
+        self._way_for = entry.precedence
+        self._answer = None
+        return later[: counts[enough]]
 
     def hold(self, request_id: str) -> None:
         """Take a waiting request out of the order until it starts or is given back."""
@@ -229,6 +307,7 @@ class Gate:
             self._reserve(entry, self._blocks_at_cap(entry))
         entry.started = next(self._starts)
         waiting = entry.waiting
+        self._started_tokens += waiting.request.prompt_tokens + waiting.request.generated_tokens
         self._ledger.add(
             waiting.request,
             waiting.forecast,
@@ -258,18 +337,21 @@ class Gate:
         Returns:
             Ids; all of `blocks` when even that frees too little.
         """
+        ids = self._in_order_of_eviction(blocks)
+        sizes = np.array([blocks[request_id] for request_id in ids], np.int64)
+        ranks = np.arange(len(ids), dtype=np.float64)
+        return [ids[i] for i in choose_victims(ranks, sizes, excess).tolist()]
+
+    def _in_order_of_eviction(self, request_ids: Iterable[str]) -> list[str]:
+        """Running requests, the first victim first."""
         # Equal keys: the one that was started last goes first.
-        ids = sorted(blocks, key=lambda request_id: -self._entries[request_id].started)
+        ids = sorted(request_ids, key=lambda request_id: -self._entries[request_id].started)
         batch = as_batch(*self._ledger.columns(self._ledger.rows(ids)))
         entries = [self._entries[request_id] for request_id in ids]
         keys = self._policy.eviction.keys(batch, np.array([float(e.started) for e in entries]))
         last = np.array([-entry.precedence for entry in entries], np.int64)
         protected = np.array([self._is_protected(entry) for entry in entries], np.bool_)
-        order = np.lexsort((keys, last, protected))
-        ranks = np.empty(len(ids))
-        ranks[order] = np.arange(len(ids))
-        sizes = np.array([blocks[request_id] for request_id in ids], np.int64)
-        return [ids[i] for i in choose_victims(ranks, sizes, excess).tolist()]
+        return [ids[i] for i in np.lexsort((keys, last, protected)).tolist()]
 
     def evict(self, request_id: str, tokens: int) -> None:
         """A running request lost its memory at `tokens` output tokens, or more: it waits again."""
@@ -300,6 +382,11 @@ class Gate:
         self._ledger.share(tokens_by_request)
         self._pool_blocks = pool_blocks
 
+    def _step_ended(self) -> None:
+        self._answer = None
+        self._started_tokens = 0
+        self._way_for = None
+
     def _refine(self) -> None:
         """Make the estimates again that running requests have outgrown."""
         rows = self._ledger.stale(self._refine_after)
@@ -327,38 +414,3 @@ class Gate:
         """Output tokens that a waiting request is projected to reach."""
         waiting = entry.waiting
         return waiting.request.max_tokens if self._is_protected(entry) else waiting.estimate
-
-
-def gate_of(options: Mapping[str, Any], replica: Replica, lag_steps: int = 0) -> Gate:
-    """A gate from plain options: those of `policies.bundle.policy`, and `max_evictions`.
-
-    Args:
-        options: The options; none: the default policy.
-        replica: See `Gate`.
-        lag_steps: See `Gate`.
-
-    Raises:
-        ValueError: A name or a value is not known, or out of range.
-    """
-    parts = dict(options)
-    max_evictions = parts.pop("max_evictions", MAX_EVICTIONS)
-    allowed = set(inspect.signature(policy).parameters) - {"backfill", "guard_band"}
-    for option in parts:
-        check_name("scheduler option", option, [*sorted(allowed), "max_evictions"])
-    return Gate(policy(**parts), replica, max_evictions=max_evictions, lag_steps=lag_steps)
-
-
-def rehearse(options: Mapping[str, Any], replica: Replica) -> None:
-    """Have a gate take every kind of decision once, so that what it calls is compiled."""
-    gate = gate_of(options, replica)
-    for number in range(3):
-        request = Request(f"rehearsal {number}", prompt_tokens=4, max_tokens=64)
-        gate.add(request, Forecast(mu=2.0, sigma=1.0, lower=2, upper=32))
-    for number in range(3):
-        gate.first()
-        gate.start(f"rehearsal {number}")
-        gate.progressed({f"rehearsal {number}": 8})
-    gate.victims({f"rehearsal {number}": 1 for number in range(3)}, 1)
-    gate.overdue()
-    gate.evict("rehearsal 0", 8)
-    gate.first()

@@ -36,6 +36,8 @@ class Replica:
         max_model_len: Prompt plus output tokens one request may have.
         look_ahead: Those of the slots that are beyond its batch, and the most requests that may
             wait there having been sent ahead of there being room for them.
+        gives_way: Whether its engine evicts offline requests for online ones that find no room, so
+            that these are sent there as long as its batch would hold all that are.
     """
 
     replica_id: str
@@ -44,6 +46,7 @@ class Replica:
     slots: int
     max_model_len: int
     look_ahead: int = 0
+    gives_way: bool = False
 
     @property
     def largest_request(self) -> int:

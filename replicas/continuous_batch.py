@@ -184,12 +184,15 @@ class ContinuousBatch:
     def make_room(self) -> list[Evicted]:
         """Evict what must go before the next step of the running requests."""
         self._require_no_plan()
-        self._preempted = False
         turns, running, clock = self._turns, self._running, self._decoding.clock
         evicted = [self._evict(sequence) for sequence in turns.overdue(running, clock)]
         while (excess := self._blocks_after_next_step() - self.limits.kv_blocks) > 0:
             gone = turns.victims(running, clock, self._blocks_of, excess)
             evicted += [self._evict(sequence) for sequence in gone]
+        # As in vLLM, nobody starts in a step that preempts: but for whom that was done.
+        self._preempted = bool(evicted) and not self._gives_back
+        if not self._preempted:
+            evicted += [self._evict(sequence) for sequence in turns.make_way(running)]
         return evicted
 
     def begin(self, now: float, max_steps: int | None = None) -> float:
@@ -391,7 +394,6 @@ class ContinuousBatch:
             self._turns.remove(sequence)
             del self._sequences[sequence.request_id]
         else:
-            self._preempted = True
             self._turns.evict(sequence)
         return evicted
 

@@ -24,7 +24,7 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.request import Request
 
-from policies.gate import gate_of, rehearse
+from policies.gate_options import gate_of, rehearse
 from policies.ledger import Replica
 from replicas.engine_forecasts import EngineForecasts
 from replicas.gated_queue import GatedQueue
@@ -128,7 +128,10 @@ class ProjectedMemoryScheduler(AsyncScheduler):
         self._queue.ended(self.finished_req_ids)
         self._queue.catch_up(self.running)
         # As in vLLM, nobody starts in a step that preempts.
-        self._queue.closed = self._make_room() or len(self.running) >= self.max_num_active_reqs
+        self._queue.closed = self._make_room()
+        if not self._queue.closed:
+            self._make_way()
+            self._queue.closed = len(self.running) >= self.max_num_active_reqs
         output = super().schedule(throttle_prefills)
         self._queue.scheduled(output, self.running)
         self._report()
@@ -157,6 +160,12 @@ class ProjectedMemoryScheduler(AsyncScheduler):
             for request_id in self._gate.victims(after, excess)[: len(self.running) - 1]:
                 preempted |= self._preempt(request_id)
         return preempted
+
+    def _make_way(self) -> None:
+        """Preempt for the first waiting request, which goes before them and starts in this step."""
+        if not self._queue:
+            for request_id in self._gate.make_way():
+                self._preempt(request_id)
 
     def _most_blocks_needed(self) -> int:
         """Blocks that no step of the running requests can exceed."""

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.batch import UnknownLengthError
-from policies.gate import Gate, gate_of, rehearse
+from policies.gate import Gate
+from policies.gate_options import gate_of, rehearse
 from policies.ledger import Replica
 from policies.model_lengths import ModelLengths
 from replicas.batch_limits import BatchLimits
@@ -64,8 +65,9 @@ class SimulatedEngineOptions:
         seed: Draws the lengths, with the request's id; engines that continue each other's requests
             must share it.
         vocabulary_tokens: Token ids are below this.
-        policy: Options of `policies.gate.gate_of`, who then starts and evicts requests by their
-            terms, or by a prior that learns nothing where they have none; None: vLLM's own rules.
+        policy: Options of `policies.gate_options.gate_of`: a gate then starts and evicts requests
+            by their terms, or by a prior that learns nothing where they have none; None: vLLM's own
+            rules.
 
     Raises:
         ValueError: A value is out of range.

@@ -57,6 +57,9 @@ class Turns(Protocol):
         `blocks_of` says how many blocks hold a number of computed tokens.
         """
 
+    def make_way(self, running: Mapping[str, Sequence]) -> list[Sequence]:
+        """Running requests that are evicted so that one which goes before them starts now."""
+
     def may_change(self, is_full: bool) -> bool:
         """Whether another step of the same requests may let one start or be overdue.
 
@@ -120,6 +123,10 @@ class PriorityTurns:
         if self._eviction is None:
             return [max(running.values(), key=attrgetter("rank"))]
         return victims(self._eviction, list(running.values()), clock, blocks_of, excess)
+
+    def make_way(self, running: Mapping[str, Sequence]) -> list[Sequence]:
+        """See `Turns.make_way`."""
+        return []
 
     def may_change(self, is_full: bool) -> bool:
         """See `Turns.may_change`."""
@@ -200,6 +207,11 @@ class GateTurns:
         freed = blocks_freed(running.values(), clock, blocks_of)
         return [running[request_id] for request_id in self._gate.victims(freed, excess)]
 
+    def make_way(self, running: Mapping[str, Sequence]) -> list[Sequence]:
+        """See `Turns.make_way`."""
+        return [running[request_id] for request_id in self._gate.make_way()]
+
     def may_change(self, is_full: bool) -> bool:
         """See `Turns.may_change`."""
-        return self._has_deadlines or (self._gate.waiting > 0 and not is_full)
+        somebody_may_start = not is_full or self._gate.is_mixed
+        return self._has_deadlines or (self._gate.waiting > 0 and somebody_may_start)

@@ -145,7 +145,8 @@ class ReplicaDesk:
     def replica_ready(self, member: Member) -> None:
         """A replica can be sent requests."""
         assert member.info is not None
-        info, replicas = member.info, self._state.config.replicas
+        info, config = member.info, self._state.config
+        replicas = config.replicas
         replica = Replica(
             replica_id=member.replica_id,
             kv_blocks=info.kv_blocks,
@@ -153,6 +154,7 @@ class ReplicaDesk:
             slots=info.max_num_seqs + replicas.slots_ahead,
             max_model_len=info.max_model_len,
             look_ahead=replicas.memory_ahead,
+            gives_way=replicas.scheduler == "projected" and config.policy.give_way,
         )
         self._handles[member.replica_id] = member.handle
         if member.index in self._to_replace:

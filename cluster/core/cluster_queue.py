@@ -55,6 +55,10 @@ class ClusterQueue:
         place = self._places.get(request_id)
         return None if place is None else place[request_id]
 
+    def count(self, request_class: RequestClass) -> int:
+        """How many of a class wait."""
+        return self._meters[request_class].requests
+
     def load(self, request_class: RequestClass, now: float) -> QueueLoad:
         """What waits of a class."""
         return self._meters[request_class].load(now)

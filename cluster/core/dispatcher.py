@@ -45,7 +45,9 @@ class Dispatcher:
         lowest = RequestClass.ONLINE if paced else RequestClass.OFFLINE
         if (alone := state.isolation.next(now, up_to=lowest)) is not None:
             actions.append(self._isolate(*alone, now))
-        if not (len(state.waiting) or state.stalled) or not state.fleet.has_free_slot:
+        if not (len(state.waiting) or state.stalled):
+            return actions
+        if not (state.fleet.has_free_slot or self._way_is_made()):
             return actions
         state.waiting.ordered.key_pending(state.fleet.slots)
         first = state.waiting.ordered.first()
@@ -97,7 +99,10 @@ class Dispatcher:
         backfill = self._backfill
         fleet, queue = self._state.fleet, self._state.waiting.ordered
         passed: list[Waiting] = []
-        while (head := queue.first()) is not None and fleet.has_free_slot:
+        while (head := queue.first()) is not None:
+            online = head.request.request_class is RequestClass.ONLINE
+            if not (fleet.has_free_slot or (online and fleet.has_online_place)):
+                break
             if self._state.pace.holds(head.request.request_class):
                 break  # all behind it are of its class
             if head.request.request_class > up_to:
@@ -118,6 +123,11 @@ class Dispatcher:
                     break
         queue.restore(passed)
         return actions
+
+    def _way_is_made(self) -> bool:
+        """Whether offline requests give way to an online one that waits."""
+        state = self._state
+        return state.waiting.count(RequestClass.ONLINE) > 0 and state.fleet.has_online_place
 
     def _place(self, head: Waiting, now: float) -> tuple[str, int, bool] | None:
         """Replica, projected peak in blocks, and whether it is sent there ahead of room."""

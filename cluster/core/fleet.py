@@ -84,8 +84,9 @@ class Fleet(FleetLedgers):
     ) -> tuple[str, int] | None:
         """The replica that is sent a request ahead of there being room for it.
 
-        One with fewer than `look_ahead` requests that were sent ahead and have not started; among
-        these the one on which the projected peak stays lowest as a share of its capacity.
+        One with fewer than `look_ahead` requests that were sent ahead and have not started, or for
+        an online request one whose offline requests give way to it; among these the one on which
+        the projected peak stays lowest as a share of its capacity.
 
         Args:
             held: As for `place`.
@@ -96,11 +97,11 @@ class Fleet(FleetLedgers):
         Returns:
             As `place`; None where no replica may be sent one more.
         """
-        if not self._looks_ahead:
+        if not (self._looks_ahead or (online and self.has_online_place)):
             return None
         self._summarise()
         rows, shares = self._found_rows, self._found_shares
-        summary, sizes = self._summary, (held, steps, most)
+        summary, sizes = self._summary, (held, steps, most, online)
         found = summaries.ahead_candidates(summary, *sizes, 0, rows, shares)
         placed = self._lowest_peak(found, held, steps)
         if placed is None and self._slow and self.may_be_slow(most, online=online):

@@ -11,7 +11,7 @@ from cluster.core.replica_speeds import ReplicaSpeeds
 from policies.admission import Admission
 from policies.forecast import Forecast
 from policies.ledger import Replica, ReplicaLedger, as_batch
-from policies.request import Request
+from policies.request import Request, RequestClass
 
 
 class FleetLedgers:
@@ -35,6 +35,8 @@ class FleetLedgers:
         self._unrefined: dict[str, None] = {}
         # Per replica those that were sent ahead and have not started, with their output tokens.
         self._ahead: dict[str, dict[str, int]] = {}
+        # Per replica those that give way to online ones, wherever they are there.
+        self._offline: dict[str, set[str]] = {}
         # Replicas that take no work: for good, and until they are released.
         self._draining: dict[str, None] = {}
         self._reserved: dict[str, None] = {}
@@ -69,6 +71,7 @@ class FleetLedgers:
         """Remove a replica and return its ledger."""
         ledger = self._ledgers.pop(self._rows[replica_id])
         self._ahead.pop(replica_id, None)
+        self._offline.pop(replica_id, None)
         for known in (self._draining, self._reserved, self._slow):
             known.pop(replica_id, None)
         self.speeds.leave(replica_id)
@@ -155,6 +158,8 @@ class FleetLedgers:
             ahead: Whether it is sent there ahead of there being room.
         """
         self[replica_id].add(request, forecast, estimate)
+        if request.request_class is RequestClass.OFFLINE:
+            self._offline.setdefault(replica_id, set()).add(request.request_id)
         if ahead:
             ahead_there = self._ahead.setdefault(replica_id, {})
             ahead_there[request.request_id] = request.generated_tokens
@@ -164,6 +169,8 @@ class FleetLedgers:
         """Take a request out of a replica's ledger."""
         ledger = self[replica_id]
         ledger.remove(request_id)
+        if (offline := self._offline.get(replica_id)) is not None:
+            offline.discard(request_id)
         if not len(ledger):
             self.speeds.idle(replica_id)
         self.started(replica_id, [request_id])
@@ -217,6 +224,12 @@ class FleetLedgers:
         return self._totals[summaries.FREE_SLOTS] > 0
 
     @property
+    def has_online_place(self) -> bool:
+        """Whether any replica has offline requests that would give way to an online one."""
+        self._summarise()
+        return self._totals[summaries.ONLINE_PLACES] > 0
+
+    @property
     def free_places(self) -> int:
         """Places in the replicas' batches that are free, those of look-ahead not counted."""
         self._summarise()
@@ -246,7 +259,12 @@ class FleetLedgers:
         self._summary[summaries.SLOW] = [r.replica_id in self._slow for r in replicas]
         self._found_rows = np.empty(len(replicas), np.int64)
         self._found_shares = np.empty(len(replicas), np.float64)
-        totals = (summaries.FREE_SLOTS, summaries.USED, summaries.PEAK)
+        totals = (
+            summaries.FREE_SLOTS,
+            summaries.USED,
+            summaries.PEAK,
+            summaries.ONLINE_PLACES,
+        )
         self._totals = dict.fromkeys(totals, 0)
         self._looks_ahead = any(r.look_ahead for r in replicas)
         self.slots = sum(r.slots for r in replicas)
@@ -294,7 +312,7 @@ class FleetLedgers:
             row = self._rows[replica_id]
             ledger = self._ledgers[row]
             profile = ledger.profile
-            free, used, peak = summaries.summarise(
+            free, used, peak, online = summaries.summarise(
                 self._summary,
                 row,
                 0 if replica_id in closed else max(ledger.free_slots, 0),
@@ -302,11 +320,21 @@ class FleetLedgers:
                 ledger.used_blocks,
                 profile.peak,
                 profile.peak_time,
+                0 if replica_id in closed else self._online_places(ledger),
             )
             totals[summaries.FREE_SLOTS] += free
             totals[summaries.USED] += used
             totals[summaries.PEAK] += peak
+            totals[summaries.ONLINE_PLACES] += online
         self._dirty.clear()
+
+    def _online_places(self, ledger: ReplicaLedger) -> int:
+        """Places of a replica's batch that offline requests would give up."""
+        replica = ledger.replica
+        offline = len(self._offline.get(replica.replica_id, ()))
+        if not (replica.gives_way and offline):
+            return 0
+        return max(replica.slots - replica.look_ahead - (len(ledger) - offline), 0)
 
     def _refine(self, ledgers: list[ReplicaLedger]) -> None:
         """Make the stale estimates of all these ledgers again, in one call."""

@@ -14,8 +14,8 @@ NEVER = int(np.iinfo(np.int64).max // 2)
 CAPACITY, BLOCK_SIZE, LARGEST_REQUEST, LOOK_AHEAD = range(4)
 FREE_SLOTS, AHEAD_PLACES, USED, PEAK, PEAK_STEP = range(4, 9)
 MOST_HELD_NOW, MOST_HELD_AT_PEAK, REFUSED_HELD, REFUSED_STEPS, LIMIT = range(9, 14)
-SLOW = 14
-ROWS = 15
+SLOW, ONLINE_PLACES = 14, 15
+ROWS = 16
 
 
 @compiled
@@ -27,13 +27,19 @@ def summarise(
     used: int,
     peak: int,
     peak_step: int,
-) -> tuple[int, int, int]:
-    """Write a replica's column; returns by how much its free slots, use and peak have changed."""
+    online_places: int,
+) -> tuple[int, int, int, int]:
+    """Write a replica's column; returns by how much its free slots, use and peak have changed.
+
+    And by how much those places have that offline requests would give up.
+    """
     changes = (
         int(free_slots - summary[FREE_SLOTS, row]),
         int(used - summary[USED, row]),
         int(peak - summary[PEAK, row]),
+        int(online_places - summary[ONLINE_PLACES, row]),
     )
+    summary[ONLINE_PLACES, row] = online_places
     capacity, block_size = summary[CAPACITY, row], summary[BLOCK_SIZE, row]
     summary[FREE_SLOTS, row] = free_slots
     summary[AHEAD_PLACES, row] = ahead_places
@@ -115,15 +121,25 @@ def candidates(
 
 @compiled
 def ahead_candidates(
-    summary: Ints, held: int, steps: int, most: int, slow: int, rows: Ints, least_shares: Floats
+    summary: Ints,
+    held: int,
+    steps: int,
+    most: int,
+    online: int,
+    slow: int,
+    rows: Ints,
+    least_shares: Floats,
 ) -> int:
-    """Like `candidates`, of the replicas that may be sent a request which they have no room for."""
+    """Like `candidates`, of the replicas that may be sent a request which they have no room for.
+
+    For an online one also those where offline ones would give it a place.
+    """
     found = 0
     for row in range(summary.shape[1]):
+        may_wait = summary[FREE_SLOTS, row] > 0 and summary[AHEAD_PLACES, row] > 0
         if (
-            summary[SLOW, row] == slow
-            and summary[FREE_SLOTS, row] > 0
-            and summary[AHEAD_PLACES, row] > 0
+            (may_wait or (online and summary[ONLINE_PLACES, row] > 0))
+            and summary[SLOW, row] == slow
             and summary[LARGEST_REQUEST, row] >= most
         ):
             block_size, peak_step = summary[BLOCK_SIZE, row], summary[PEAK_STEP, row]

@@ -17,7 +17,8 @@ RATE_S = 30.0
 """Time constant over which arrivals and ends are counted."""
 
 MISSED = 0.01
-"""Share of the online arrivals that may find no place free, where their rate is steady."""
+"""Share of the online arrivals that may find no place free, where their rate is steady: offline
+requests give way to these, at the price of a second prefill."""
 
 LEAST_LOAD, MOST_LOAD = 0.01, 0.95
 """Bounds on the share of all places that online work is taken to need."""

@@ -12,7 +12,7 @@ from cluster.config import ClusterConfig, ConfigError, fields, load_config, pars
 from cluster.forecasting import network_source, state_path
 from cluster.membership.engine_choice import engine_spec
 from policies.bundle import policy_names
-from policies.gate import gate_of
+from policies.gate_options import gate_of
 from policies.ledger import Replica
 from replicas.engines import make_engine
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from policies.bundle import policy
 from policies.forecast import Forecast
-from policies.gate import Gate, gate_of, rehearse
+from policies.gate import Gate
+from policies.gate_options import gate_of, rehearse
 from policies.ledger import Replica
 from policies.request import Request, RequestClass
 
@@ -360,3 +362,76 @@ def test_exact_lengths_never_overflow_and_all_end(
         if not left:
             break
         assert step < 1000, "no progress"
+
+
+def crowded(slots: int = 3, kv_blocks: int = 4000, *jobs: tuple[str, int], **options: Any) -> Gate:
+    """A gate with offline requests that run: name, prompt; their lengths are known to be 50."""
+    replica = Replica("engine", kv_blocks, 1, slots, max_model_len=1 << 20)
+    gated = gate_of({"name": "a_min", **options}, replica)
+    for name, prompt in jobs:
+        gated.add(replace(request(name, prompt), request_class=OFFLINE), between(50, 50))
+        gated.start(name)
+        gated.advanced(1, {})
+    return gated
+
+
+def test_an_offline_request_gives_its_place_to_an_online_one_and_waits_a_step() -> None:
+    gated = crowded(2, 4000, ("a", 10), ("b", 10))
+    gated.add(replace(request("c"), request_class=OFFLINE), between(5, 5))
+    assert gated.make_way() == [], "nobody goes before them"
+    gated.add(request("online"), between(50, 50))
+    assert gated.first() is None
+    assert gated.make_way() == ["b"], "of those that have as much left, who was started last"
+    gated.evict("b", 1)
+    assert start_all(gated) == ["online"]
+    gated.remove("a")
+    assert gated.first() is None, "who gave way does not take a place in the same step"
+    gated.advanced(1, {})
+    assert gated.first() == "c"
+
+
+def test_as_few_give_way_as_make_the_memory_that_is_missing() -> None:
+    gated = crowded(64, 400, ("a", 50), ("b", 150), ("c", 40))
+    gated.add(request("online", prompt=60), between(20, 20))
+    # At its end 3 + 20 steps on: 70 + 170 + 60 + 80 = 380, and 400 with the one below.
+    assert start_all(gated) == ["online"]
+    gated.advanced(1, {})
+    gated.add(request("another", prompt=60), between(20, 20))
+    assert gated.make_way() == ["c", "b"]
+    gated = crowded(64, 400, ("a", 50), ("b", 150), ("c", 40))
+    gated.add(request("huge", prompt=399), between(20, 20))
+    assert gated.make_way() == [], "all of them would not do"
+
+
+def test_nobody_gives_way_who_is_protected_or_of_a_gate_that_does_not() -> None:
+    gated = crowded(2, 4000, ("a", 10), ("b", 10), max_evictions=1)
+    gated.evict("b", 3)
+    gated.start("b")
+    gated.advanced(1, {})
+    gated.add(request("online"), between(5, 5))
+    assert gated.make_way() == ["a"]
+    gated.evict("a", 3)
+    gated.start("online")
+    gated.add(request("another"), between(5, 5))
+    assert gated.make_way() == []
+    gated = crowded(2, 4000, ("a", 10), ("b", 10), give_way=False)
+    gated.add(request("online"), between(5, 5))
+    assert gated.make_way() == []
+
+
+def test_beside_online_requests_offline_ones_start_a_few_tokens_in_a_step() -> None:
+    gated = gate(kv_blocks=4000)
+    for number in range(3):
+        gated.add(replace(request(f"long {number}", 100), request_class=OFFLINE), between(9, 9))
+    assert len(start_all(gated)) == 3, "all at once while nobody is online"
+    gated.advanced(1, {})
+    gated.add(request("online", 100), between(5, 5))
+    for number in range(3, 5):
+        gated.add(replace(request(f"long {number}", 100), request_class=OFFLINE), between(9, 9))
+    for number in range(2):
+        gated.add(replace(request(f"short {number}", 14), request_class=OFFLINE), between(8, 8))
+    assert start_all(gated) == ["online", "short 0", "short 1"]
+    gated.advanced(1, {})
+    assert start_all(gated) == ["long 3"]
+    gated.advanced(1, {})
+    assert start_all(gated) == ["long 4"]

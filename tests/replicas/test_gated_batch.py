@@ -14,7 +14,7 @@ from policies.bundle import policy
 from policies.forecast import Forecast
 from policies.gate import Gate
 from policies.ledger import Replica
-from policies.request import Request
+from policies.request import Request, RequestClass
 from replicas.batch_limits import BatchLimits
 from replicas.continuous_batch import ContinuousBatch
 from replicas.protocol import EngineTerms
@@ -37,6 +37,7 @@ class Job:
     lower: int
     upper: int
     pause: int = 0
+    offline: bool = False
 
     def forecast(self) -> Forecast:
         return Forecast(mu=3.0, sigma=1.0, lower=self.lower, upper=self.upper)
@@ -67,15 +68,23 @@ class GatedBatch:
             eviction=chosen.eviction if tells_eviction else None,
         )
         self.now = 0.0
+        self._precedences: dict[str, int] = {}
 
     def add(self, name: str, job: Job, *, earlier: int = 0, **terms: Any) -> None:
+        request_class = RequestClass.OFFLINE if job.offline else RequestClass.ONLINE
+        self._precedences[name] = terms.get("precedence", int(request_class))
         known = {"mu": 3.0, "sigma": 1.0, "lower": job.lower, "upper": job.upper, "arrival_s": 0.0}
         self.batch.add(
             name,
             job.prompt + earlier,
             job.output - earlier,
             request=Request(
-                name, job.prompt, job.cap, generated_tokens=earlier, output_tokens=job.output
+                name,
+                job.prompt,
+                job.cap,
+                request_class=request_class,
+                generated_tokens=earlier,
+                output_tokens=job.output,
             ),
             forecast=job.forecast(),
             terms=EngineTerms(**known | terms) if terms else None,
@@ -88,7 +97,13 @@ class GatedBatch:
         self.check()
         if result.evicted:
             runs = {*self.batch.held_blocks(), *result.stretch.finished}
-            assert runs == ran - {e.request_id for e in result.evicted}, "somebody started"
+            gone = {e.request_id for e in result.evicted}
+            assert runs >= ran - gone
+            first_to_go = min(self._precedences[name] for name in gone)
+            for name in runs - (ran - gone):
+                assert self._precedences[name] < first_to_go, (
+                    "started though no way was made for it"
+                )
         return result
 
     def run_out(self) -> list[StepResult]:
@@ -141,6 +156,7 @@ def some_jobs(draw: st.DrawFn) -> list[Job]:
                 lower=lower,
                 upper=lower + draw(st.sampled_from([0, 0, 5, 1000])),
                 pause=draw(st.integers(0, 6)),
+                offline=draw(st.booleans()),
             )
         )
     return drawn
@@ -308,6 +324,30 @@ def test_the_cluster_s_keys_and_classes_make_the_order() -> None:
     gated.add("second", exact(3, 2), key=2.0, precedence=0)
     gated.add("first", exact(3, 2), key=1.0, precedence=0)
     assert ends(gated.run_out()) == ["first", "second", "offline"]
+
+
+def test_an_online_request_takes_the_place_of_an_offline_one_with_the_next_step() -> None:
+    gated = GatedBatch("tiebreak", kv_blocks=200, max_num_seqs=2)
+    for name, left in (("short", 20), ("long", 30)):
+        gated.add(name, replace(exact(3, left), offline=True))
+    gated.step()
+    gated.add("online", exact(3, 5))
+    result = gated.step()
+    assert result.stretch.prefilled == ("online",)
+    assert [evicted.request_id for evicted in result.evicted] == ["long"]
+    results = gated.run_out()
+    assert ends(results) == ["online", "short", "long"]
+    assert not evictions(results), "nobody was in the way of anybody any more"
+
+
+def test_an_online_request_gets_the_memory_of_offline_ones() -> None:
+    gated = GatedBatch("a_max", kv_blocks=60)
+    for name in ("a", "b"):
+        gated.add(name, replace(exact(5, 25), offline=True))
+    gated.step()
+    gated.add("online", exact(20, 10))
+    assert len(gated.step().evicted) == 1
+    assert ends(gated.run_out())[0] == "online"
 
 
 def test_evictions_elsewhere_count_towards_protection() -> None:

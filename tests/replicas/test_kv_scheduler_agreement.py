@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 pytest.importorskip("vllm", reason="needs vLLM")
 
 from policies.forecast import Forecast
-from policies.gate import gate_of
+from policies.gate_options import gate_of
 from policies.ledger import Replica
 from policies.request import Request
 from replicas.batch_limits import BatchLimits
@@ -187,6 +187,7 @@ def trace(seed: int, count: int) -> list[tuple[int, Job]]:
             256,
             Forecast(mu, sigma, lower, upper),
             arrival_s=float(step),
+            precedence=int(rng.integers(0, 2)),
         )
         arrivals.append((step, job))
     return arrivals

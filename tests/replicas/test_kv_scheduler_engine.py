@@ -21,7 +21,7 @@ pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
 SCHEDULER = "replicas.kv_scheduler.ProjectedMemoryScheduler"
-BLOCKS, BLOCK_SIZE = 24, 32
+BLOCKS, BLOCK_SIZE, SLOTS = 24, 32, 16
 MAX_EVICTIONS = 2
 
 
@@ -40,7 +40,7 @@ def engine() -> Any:
         block_size=BLOCK_SIZE,
         num_gpu_blocks_override=BLOCKS + 1,
         kv_cache_memory_bytes=1 << 28,
-        max_num_seqs=16,
+        max_num_seqs=SLOTS,
         max_num_batched_tokens=2048,
         disable_log_stats=False,
         scheduler_cls=SCHEDULER,
@@ -91,6 +91,35 @@ def test_a_request_that_fills_the_cache_runs_beside_others(engine: Any) -> None:
     caps = [(BLOCKS - 1) * BLOCK_SIZE - prompt_tokens, 30, 30, 30]
     outputs = generate(engine, [text, *prompts(4)[1:]], caps, [None] * 4)
     assert [len(o.outputs[0].token_ids) for o in outputs] == caps
+
+
+def test_an_online_request_does_not_wait_for_offline_ones_that_fill_the_engine(engine: Any) -> None:
+    from vllm import SamplingParams
+
+    core, texts, cap = engine.llm_engine, prompts(SLOTS + 1), 12
+    undisturbed = generate(engine, texts, [cap] * len(texts), [None] * len(texts))
+
+    def add(number: int, precedence: int) -> None:
+        terms = {"mu": 2.5, "sigma": 0.1, "precedence": precedence}
+        params = SamplingParams(
+            temperature=0.0, max_tokens=cap, ignore_eos=True, extra_args={"tiebreak": terms}
+        )
+        core.add_request(str(number), texts[number], params)
+
+    for number in range(SLOTS):
+        add(number, precedence=1)
+    outputs = [core.step() for _ in range(4)]
+    assert len({output.request_id for step in outputs for output in step}) == SLOTS
+    add(SLOTS, precedence=0)
+    while core.has_unfinished_requests():
+        outputs.append(core.step())
+    ended = {output.request_id: output for step in outputs for output in step if output.finished}
+    tokens = [list(ended[str(number)].outputs[0].token_ids) for number in range(SLOTS + 1)]
+    assert tokens == [list(output.outputs[0].token_ids) for output in undisturbed]
+    evicted = [name for name, output in ended.items() if output.metrics.num_preemptions]
+    assert len(evicted) == 1
+    assert evicted != [str(SLOTS)]
+    assert list(ended).index(str(SLOTS)) < list(ended).index(evicted[0])
 
 
 def test_terms_that_cannot_be_used_count_as_none(engine: Any) -> None:
