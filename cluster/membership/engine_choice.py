@@ -20,6 +20,9 @@ GIB = 1 << 30
 ENGINE_SCHEDULER = "replicas.kv_scheduler.ProjectedMemoryScheduler"
 """The scheduler class that vLLM loads for `replicas.scheduler: projected`."""
 
+CPU_EXECUTOR = "replicas.cpu_executor.CpuExecutor"
+"""The executor that vLLM loads for an engine of one worker on CPU cores."""
+
 
 def uses_gpus(config: ClusterConfig) -> bool:
     """Whether replicas take GPUs of this Ray cluster; simulated ones only when told to."""
@@ -63,6 +66,8 @@ def engine_spec(config: ClusterConfig, on_gpu: bool, *, plain: bool = False) -> 
             # vLLM's CPU build ends its engine when a seeded request is prefilled in chunks.
             "enable_chunked_prefill": False,
         }
+        if _has_one_worker(config):
+            vllm_args["distributed_executor_backend"] = CPU_EXECUTOR
         if replicas.max_model_len is not None:
             vllm_args["max_num_batched_tokens"] = max(2048, replicas.max_model_len)
     vllm_args |= engine_arguments(config.telemetry) | replicas.engine_args
@@ -73,6 +78,11 @@ def engine_spec(config: ClusterConfig, on_gpu: bool, *, plain: bool = False) -> 
         vllm_args["additional_config"] = {**further, "tiebreak": decides}
     model = resolve_model(config.model)
     return EngineSpec("vllm", model, vllm_args, meter_choice(config, Path(model)))
+
+
+def _has_one_worker(config: ClusterConfig) -> bool:
+    stages = config.replicas.engine_args.get("pipeline_parallel_size")
+    return config.replicas.tensor_parallel_size == 1 and stages in (None, 1)
 
 
 def meter_choice(config: ClusterConfig, model: Path | None) -> MeterChoice:

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config import ClusterConfig, ConfigError, fields, load_config, parse_config
 from cluster.forecasting import network_source, state_path
-from cluster.membership.engine_choice import engine_spec
+from cluster.membership.engine_choice import CPU_EXECUTOR, engine_spec
 from policies.bundle import policy_names
 from policies.gate_options import gate_of
 from policies.ledger import Replica
@@ -141,6 +141,20 @@ def test_vllm_s_own_scheduler_gets_the_order_as_priorities() -> None:
     assert "scheduling_policy" not in spec_args()
     simulated = spec_args(replicas={"scheduler": "vllm", "engine": "simulated"})
     assert simulated["policy"] is None
+
+
+def test_an_engine_of_one_worker_on_cpu_cores_is_one_process() -> None:
+    assert spec_args()["distributed_executor_backend"] == CPU_EXECUTOR
+    for several in (
+        {"tensor_parallel_size": 2},
+        {"engine_args": {"pipeline_parallel_size": 2}},
+        {"engine": "simulated"},
+    ):
+        assert "distributed_executor_backend" not in spec_args(replicas=several), several
+    config = parse_config({"model": "owner/name"})
+    assert "distributed_executor_backend" not in engine_spec(config, on_gpu=True).args
+    own = {"engine_args": {"distributed_executor_backend": "mp"}}
+    assert spec_args(replicas=own)["distributed_executor_backend"] == "mp"
 
 
 def test_a_user_s_own_engine_arguments_stay() -> None:

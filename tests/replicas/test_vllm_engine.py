@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 import pytest_asyncio
 
+from cluster.membership.engine_choice import CPU_EXECUTOR
 from replicas.embedded_model import embedded_model_path
 from replicas.metering import Metering
 from replicas.modelled_meter import ModelledMeter
@@ -49,6 +52,7 @@ async def started() -> AsyncIterator[tuple[VllmEngine, EngineInfo]]:
                 "enable_chunked_prefill": False,
                 "enable_prefix_caching": False,
                 "scheduling_policy": "priority",
+                "distributed_executor_backend": CPU_EXECUTOR,
             },
             cpu_cores=[0],
         )
@@ -152,6 +156,24 @@ async def test_seeded_requests_with_long_prompts_do_not_end_the_engine(
     first = await run(engine, generations)
     assert len({tuple(delta.token_ids) for delta in first.values()}) == 1
     engine.check()
+
+
+async def test_one_process_computes_on_the_bound_cores_and_none_beside_it_spins(
+    started: tuple[VllmEngine, EngineInfo],
+) -> None:
+    engine, _ = started
+    children = psutil.Process().children(recursive=True)
+    (core,) = [child for child in children if "VLLM::" in " ".join(child.cmdline())]
+    assert os.sched_getaffinity(core.pid) == {0}, "the thread that computes"
+    before = {child: sum(child.cpu_times()[:2]) for child in children}
+    await run(engine, [generation("busy", PROMPT, 60)])
+    spent = {child: sum(child.cpu_times()[:2]) - before[child] for child in children}
+    busy = spent.pop(core)
+    assert busy > 0
+    assert sum(spent.values()) < 0.1 * busy
+    other = psutil.cpu_count() or 1
+    bound = [os.sched_getaffinity(thread.id) == {0} for thread in core.threads()]
+    assert other == 1 or not all(bound), "those that talk to the front end stay off that core"
 
 
 async def test_an_aborted_request_frees_its_memory(started: tuple[VllmEngine, EngineInfo]) -> None:
