@@ -158,22 +158,16 @@ async def test_seeded_requests_with_long_prompts_do_not_end_the_engine(
     engine.check()
 
 
-async def test_one_process_computes_on_the_bound_cores_and_none_beside_it_spins(
+async def test_the_engine_is_one_process_whose_computing_thread_is_bound(
     started: tuple[VllmEngine, EngineInfo],
 ) -> None:
-    engine, _ = started
+    # With a worker process of its own the engine core would poll for it on a second core.
     children = psutil.Process().children(recursive=True)
     (core,) = [child for child in children if "VLLM::" in " ".join(child.cmdline())]
-    assert os.sched_getaffinity(core.pid) == {0}, "the thread that computes"
-    before = {child: sum(child.cpu_times()[:2]) for child in children}
-    await run(engine, [generation("busy", PROMPT, 60)])
-    spent = {child: sum(child.cpu_times()[:2]) - before[child] for child in children}
-    busy = spent.pop(core)
-    assert busy > 0
-    assert sum(spent.values()) < 0.1 * busy
-    other = psutil.cpu_count() or 1
+    assert os.sched_getaffinity(core.pid) == {0}
     bound = [os.sched_getaffinity(thread.id) == {0} for thread in core.threads()]
-    assert other == 1 or not all(bound), "those that talk to the front end stay off that core"
+    alone = len(os.sched_getaffinity(0)) == 1
+    assert alone or not all(bound), "threads that talk to the front end stay off that core"
 
 
 async def test_an_aborted_request_frees_its_memory(started: tuple[VllmEngine, EngineInfo]) -> None:
